@@ -1,0 +1,156 @@
+"""The table of CvT variants, and the rule by which a setting is given per layer.
+
+Source: Wu et al., "CvT: Introducing Convolutions to Vision Transformers", arXiv 2103.15808, table 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Union
+
+Number = Union[int, float]
+#: A scalar, one value per stage, or one sequence of values per stage (one value per block).
+PerBlock = Union[Number, Sequence[Union[Number, Sequence[Number]]]]
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Architecture of a CvT trunk.
+
+    Attributes:
+        embed_dims: Channels of each stage.
+        num_heads: Attention heads of each stage; each divides the stage's channels.
+        depths: Blocks of each stage.
+        mlp_ratio: Hidden width of the MLP over its input width; per layer as :func:`per_block` reads it.
+        kv_stride: Stride of the convolutional projection of keys and values; per layer likewise.
+
+    Raises:
+        ValueError: If the settings contradict each other; the message names the setting.
+    """
+
+    embed_dims: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    depths: tuple[int, ...]
+    mlp_ratio: PerBlock = 4.0
+    kv_stride: PerBlock = 2
+
+    def __post_init__(self) -> None:
+        for name in ('embed_dims', 'num_heads', 'depths'):
+            values = getattr(self, name)
+            if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence) or not values:
+                raise ValueError(f'{name} must be a list with one integer per stage, got {values!r}')
+            if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+                raise ValueError(f'{name} must hold positive integers, got {list(values)}')
+            object.__setattr__(self, name, tuple(values))
+        if not len(self.embed_dims) == len(self.num_heads) == len(self.depths):
+            raise ValueError(
+                'embed_dims, num_heads and depths must have one value per stage, got '
+                f'{len(self.embed_dims)}, {len(self.num_heads)} and {len(self.depths)} values'
+            )
+        for dim, heads in zip(self.embed_dims, self.num_heads):
+            if dim % heads:
+                raise ValueError(
+                    f'embed_dims must be divisible by num_heads, got {dim} channels for {heads} heads'
+                )
+        if any(
+            ratio <= 0 for stage in per_block(self.mlp_ratio, self.depths, 'mlp_ratio') for ratio in stage
+        ):
+            raise ValueError(f'mlp_ratio must be positive, got {self.mlp_ratio}')
+        for stage in per_block(self.kv_stride, self.depths, 'kv_stride'):
+            if any(not isinstance(stride, int) or stride < 1 for stride in stage):
+                raise ValueError(f'kv_stride must hold positive integers, got {self.kv_stride}')
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Total stride of each stage: 4 for the first one, twice that of the one before for the others."""
+        return tuple(4 * 2**stage for stage in range(self.num_stages))
+
+
+def per_block(value: PerBlock, depths: Sequence[int], name: str) -> list[list[Number]]:
+    """Spread a setting over all blocks: ``result[stage][block]``.
+
+    ``value`` is a scalar for all blocks, a sequence with one entry per stage, or a sequence whose entries are
+    themselves sequences with one value per block of that stage (the two may be mixed).
+
+    Raises:
+        ValueError: If a sequence has the wrong length; the message gives ``name`` and the length expected.
+    """
+    if not _is_sequence(value):
+        return [[value] * depth for depth in depths]
+    if len(value) != len(depths):
+        raise ValueError(f'{name} has {len(value)} values for {len(depths)} stages: {list(value)}')
+    spread = []
+    for stage, (entry, depth) in enumerate(zip(value, depths)):
+        if not _is_sequence(entry):
+            spread.append([entry] * depth)
+        elif len(entry) != depth:
+            raise ValueError(
+                f'{name} of stage {stage} has {len(entry)} values for {depth} blocks: {list(entry)}'
+            )
+        else:
+            spread.append(list(entry))
+    return spread
+
+
+def drop_path_rates(rate: PerBlock, depths: Sequence[int]) -> list[list[float]]:
+    """Drop-path probability of each block: ``result[stage][block]``.
+
+    A scalar is the last block's; it rises to that linearly from 0 over all blocks (Huang et al., "Deep Networks with
+    Stochastic Depth", arXiv 1603.09382, section 3). Sequences are taken as :func:`per_block` does.
+
+    Raises:
+        ValueError: If a probability is outside [0, 1) or a sequence has the wrong length.
+    """
+    if _is_sequence(rate):
+        rates = per_block(rate, depths, 'drop_path_rate')
+    else:
+        rising: Iterator[float] = (rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
+        rates = [[next(rising) for _ in range(depth)] for depth in depths]
+    if any(not 0 <= r < 1 for stage in rates for r in stage):
+        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate}')
+    return rates
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+#: The published variants (table 2 of the paper; W24 in section 4.2).
+ARCHS: dict[str, Arch] = {
+    'cvt-13': Arch(embed_dims=(64, 192, 384), num_heads=(1, 3, 6), depths=(1, 2, 10)),
+    'cvt-21': Arch(embed_dims=(64, 192, 384), num_heads=(1, 3, 6), depths=(1, 4, 16)),
+    'cvt-w24': Arch(embed_dims=(192, 768, 1024), num_heads=(3, 12, 16), depths=(2, 2, 20)),
+}
+
+
+def get_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
+    """Look a variant up by its name, or make one from a dict of :class:`Arch`'s attributes.
+
+    Raises:
+        ValueError: If the name is unknown, or the dict has unknown, missing or contradictory keys.
+        TypeError: If ``arch`` is neither a name nor a dict.
+    """
+    if isinstance(arch, Arch):
+        return arch
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'unknown arch {arch!r}; choose one of {", ".join(ARCHS)}, or give a dict')
+        return ARCHS[arch]
+    if not isinstance(arch, Mapping):
+        raise TypeError(f'arch must be a name ({", ".join(ARCHS)}) or a dict, got {type(arch).__name__}')
+    known = [field.name for field in fields(Arch)]
+    unknown = sorted(set(arch) - set(known))
+    missing = [name for name in ('embed_dims', 'num_heads', 'depths') if name not in arch]
+    if unknown or missing:
+        parts = [
+            f'{what} {", ".join(names)}'
+            for what, names in (('unknown', unknown), ('missing', missing))
+            if names
+        ]
+        raise ValueError(f'arch dict: {"; ".join(parts)} (it takes {", ".join(known)})')
+    return Arch(**arch)

@@ -1,0 +1,143 @@
+"""The registered ``CvT``: the trunk as a multi-scale backbone for mmdetection, mmsegmentation and their kin."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from timm.layers import LayerNormFp32
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .arch import Arch, PerBlock, get_arch
+from .checkpoints import load_pretrained
+from .layers import NORM_EPS
+from .trunk import CvTTrunk
+
+
+@MODELS.register_module()
+class CvT(CvTTrunk, BaseModule):
+    """CvT (arXiv 2103.15808) as a multi-scale backbone, without positional embeddings, for any image size.
+
+    Args:
+        arch: ``'cvt-13'``, ``'cvt-21'``, ``'cvt-w24'``, or a dict with ``embed_dims``, ``num_heads``, ``depths`` and
+            optionally ``mlp_ratio`` and ``kv_stride`` (see :class:`cvt_dense.arch.Arch`).
+        in_channels: Channels of the image.
+        out_indices: Stages whose maps are returned, counted from 0, in rising order. Stages after the last of them
+            are not built.
+        out_norm: Put a fresh LayerNorm, ``norm{i}``, on each returned map (the published final norm was trained on
+            the cls token alone). False returns the raw maps.
+        drop_path_rate: Drop-path probability: a scalar (the last block's, rising linearly from 0), one value per
+            stage, or one per block.
+        frozen_stages: Stages ``0 … frozen_stages`` are frozen: no gradients, BatchNorm and drop path in eval mode,
+            whatever ``train()`` says. -1 freezes none. Output norms stay trainable.
+        norm_eval: Keep all BatchNorms in eval mode, that is on their pre-trained statistics.
+        with_cp: Recompute each block in the backward pass (activation checkpointing).
+        init_cfg: ``dict(type='Pretrained', checkpoint=…)`` loads a checkpoint file or a published one by its name
+            (see :mod:`cvt_dense.checkpoints`); None leaves the random initialisation.
+
+    Attributes:
+        out_channels (tuple[int, ...]): Channels of the returned maps.
+        out_strides (tuple[int, ...]): Their strides relative to the image.
+
+    Raises:
+        ValueError: If a setting is wrong; the message says which.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] | Arch = 'cvt-13',
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2),
+        out_norm: bool = True,
+        drop_path_rate: PerBlock = 0.1,
+        frozen_stages: int = -1,
+        norm_eval: bool = True,
+        with_cp: bool = False,
+        init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        arch = get_arch(arch)
+        out_indices = _check_out_indices(out_indices, arch.num_stages)
+        last = out_indices[-1]
+        if not -1 <= frozen_stages <= last:
+            raise ValueError(f'frozen_stages must lie between -1 (none) and {last}, got {frozen_stages}')
+        super().__init__(arch, in_channels, drop_path_rate, with_cp, num_stages=last + 1)
+        self.out_indices = out_indices
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.init_cfg = copy.deepcopy(init_cfg)
+        self.out_channels = tuple(arch.embed_dims[i] for i in out_indices)
+        self.out_strides = tuple(arch.strides[i] for i in out_indices)
+        for index, channels in zip(out_indices, self.out_channels):
+            norm = LayerNormFp32(channels, eps=NORM_EPS) if out_norm else nn.Identity()
+            self.add_module(f'norm{index}', norm)
+        self._freeze()
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; a pre-trained checkpoint covers the whole trunk or is refused.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be had or read, or does not fit; the message says why.
+        """
+        init_cfg = self.init_cfg or []
+        init_cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg)
+        # BaseModule would load a 'Pretrained' one with strict=False and only warn of what is missing.
+        self.init_cfg = [cfg for cfg in init_cfgs if cfg['type'] != 'Pretrained']
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+        for cfg in init_cfgs:
+            if cfg['type'] == 'Pretrained':
+                report = load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+                print_log(f'CvT: {report}', logger='current')
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the feature maps of a batch of images.
+
+        Args:
+            x: ``(N, in_channels, H, W)`` floating point, H and W at least 16, odd sizes too.
+
+        Returns:
+            One map per entry of ``out_indices``: ``(N, C_i, H_i, W_i)`` with ``H_0 = (H + 1) // 4`` and
+            ``H_i = (H_{i-1} + 1) // 2``. They are contiguous, whatever the input's memory format: mmcv's RoIAlign
+            misreads any other layout without a word.
+
+        Raises:
+            ValueError: If the input has another shape, is too small, or does not hold floats.
+        """
+        maps, _ = super().forward(x)
+        return tuple(self._output(maps[index], index) for index in self.out_indices)
+
+    def train(self, mode: bool = True) -> CvT:
+        """Switch to training (or eval) mode; what is frozen stays in eval mode."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _output(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        norm = getattr(self, f'norm{index}')
+        return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+    def _freeze(self) -> None:
+        for stage in self.stages[: self.frozen_stages + 1]:
+            stage.eval()
+            stage.requires_grad_(False)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+
+def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
+    indices = tuple(out_indices)
+    if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(num_stages)):
+        raise ValueError(
+            f'out_indices must be stages in rising order, from 0 to {num_stages - 1}, got {list(out_indices)}'
+        )
+    return indices

@@ -1,0 +1,98 @@
+"""Where checkpoints come from: a file, or the name of a published one, which the Hugging Face Hub serves."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be had, read or used; its message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that the authors published.
+
+    Attributes:
+        arch: Name of the variant.
+        filename: Name of the authors' own file.
+        repo: Repository on the Hugging Face Hub; it holds the weights as ``pytorch_model.bin``.
+    """
+
+    arch: str
+    filename: str
+    repo: str
+
+
+#: By name. "in22k" ones were pre-trained on ImageNet-22k and fine-tuned on ImageNet-1k at the resolution given.
+PUBLISHED: dict[str, Published] = {
+    'cvt-13-224x224-in1k': Published('cvt-13', 'CvT-13-224x224-IN-1k.pth', 'microsoft/cvt-13'),
+    'cvt-13-384x384-in1k': Published('cvt-13', 'CvT-13-384x384-IN-1k.pth', 'microsoft/cvt-13-384'),
+    'cvt-13-384x384-in22k': Published('cvt-13', 'CvT-13-384x384-IN-22k.pth', 'microsoft/cvt-13-384-22k'),
+    'cvt-21-224x224-in1k': Published('cvt-21', 'CvT-21-224x224-IN-1k.pth', 'microsoft/cvt-21'),
+    'cvt-21-384x384-in1k': Published('cvt-21', 'CvT-21-384x384-IN-1k.pth', 'microsoft/cvt-21-384'),
+    'cvt-21-384x384-in22k': Published('cvt-21', 'CvT-21-384x384-IN-22k.pth', 'microsoft/cvt-21-384-22k'),
+    'cvt-w24-384x384-in22k': Published('cvt-w24', 'CvT-w24-384x384-IN-22k.pth', 'microsoft/cvt-w24-384-22k'),
+}
+
+
+def fetch(checkpoint: str) -> Path:
+    """Find a checkpoint: the path of its file, downloaded to the Hub's cache if it is a published one's name.
+
+    Raises:
+        CheckpointError: If there is no such file and no such name, or the download fails.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_file():
+        return path
+    if checkpoint not in PUBLISHED:
+        raise CheckpointError(
+            f'checkpoint {checkpoint!r} is neither a file nor a published name; published are: {", ".join(PUBLISHED)}'
+        )
+    published = PUBLISHED[checkpoint]
+    try:
+        return Path(hf_hub_download(published.repo, 'pytorch_model.bin'))
+    # The Hub's own errors for an unreachable or offline Hub are OSErrors; httpx's come through while connecting.
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f'checkpoint {checkpoint!r} could not be downloaded from {published.repo} on the Hugging Face Hub '
+            f'({_first_line(error)}). Without network, either give a local copy of {published.filename}: '
+            f'--cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from scratch: '
+            f'--cfg-options model.backbone.init_cfg=None'
+        ) from error
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """Read a ``.safetensors`` file, or one that ``torch.save`` wrote; never runs code that a file carries.
+
+    Raises:
+        CheckpointError: If the file is damaged, is no checkpoint, or holds more than plain data.
+    """
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f'checkpoint {path} cannot be read as plain weights: {_first_line(error)} '
+            f'(a damaged or incomplete file, or not a checkpoint)'
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f'checkpoint {path} holds a {type(content).__name__} where a state dict was expected'
+        )
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

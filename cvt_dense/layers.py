@@ -1,0 +1,123 @@
+"""The layers of CvT (arXiv 2103.15808, section 3), under the parameter names of the published weights.
+
+Tokens are channels-last, ``(N, L, C)``, from one end of a stage to the other; a convolution reads them as a map
+through a view, so no layout copies are made between a block's convolutions, norms and linear layers. Where a stage
+has a cls token it is the first of the ``L``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from timm.layers import DropPath, LayerNormFp32, Mlp, QuickGELU
+from torch import nn
+
+from .attention import attend
+
+Size = tuple[int, int]  # height, width of a token map
+NORM_EPS = 1e-5
+
+
+def tokens_to_map(tokens: torch.Tensor, size: Size) -> torch.Tensor:
+    """View ``(N, H * W, C)`` tokens as an ``(N, C, H, W)`` map (channels-last in memory)."""
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def map_to_tokens(x: torch.Tensor) -> torch.Tensor:
+    """View an ``(N, C, H, W)`` map as ``(N, H * W, C)`` tokens; free for channels-last memory."""
+    return x.flatten(2).transpose(1, 2)
+
+
+class ConvEmbed(nn.Module):
+    """Convolutional token embedding (section 3.1): a strided convolution, then LayerNorm over the channels.
+
+    Args:
+        in_channels: Channels of the map that comes in.
+        embed_dim: Channels of the tokens that come out.
+        kernel_size: Side of the convolution's kernel, in pixels.
+        stride: Down-sampling factor.
+        padding: Zeros added on each side.
+    """
+
+    def __init__(self, in_channels: int, embed_dim: int, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size, stride, padding)
+        self.norm = LayerNormFp32(embed_dim, eps=NORM_EPS)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Size]:
+        """Embed an ``(N, C, H, W)`` map: its ``(N, H' * W', embed_dim)`` tokens and ``(H', W')``."""
+        x = self.proj(x.contiguous(memory_format=torch.channels_last))
+        return self.norm(map_to_tokens(x)), (x.shape[2], x.shape[3])
+
+
+class ConvProjection(nn.Sequential):
+    """Depth-wise 3x3 convolution and BatchNorm in front of a linear projection (section 3.2)."""
+
+    def __init__(self, dim: int, stride: int) -> None:
+        conv = nn.Conv2d(dim, dim, kernel_size=3, stride=stride, padding=1, groups=dim, bias=False)
+        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(dim)))
+
+
+class ConvAttention(nn.Module):
+    """Multi-head self-attention with convolutional projections (section 3.2).
+
+    The keys and values are sub-sampled by ``kv_stride``. A cls token takes part in the attention and is not convolved
+    (section 3.3). The published weights were trained with dot products scaled by ``dim ** -0.5``, the embedding's
+    width, and not the head's.
+    """
+
+    def __init__(self, dim: int, num_heads: int, kv_stride: int, with_cls_token: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = dim**-0.5
+        self.with_cls_token = with_cls_token
+        self.conv_proj_q = ConvProjection(dim, stride=1)
+        self.conv_proj_k = ConvProjection(dim, stride=kv_stride)
+        self.conv_proj_v = ConvProjection(dim, stride=kv_stride)
+        self.proj_q = nn.Linear(dim, dim)
+        self.proj_k = nn.Linear(dim, dim)
+        self.proj_v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:
+        """Attend: ``(N, L, dim)`` tokens of a map of ``size`` to tokens of the same shape."""
+        cls_token, tokens = tokens.split((int(self.with_cls_token), size[0] * size[1]), dim=1)
+        x = tokens_to_map(tokens, size)
+
+        def project(conv: ConvProjection, linear: nn.Linear) -> torch.Tensor:
+            projected = map_to_tokens(conv(x))
+            if self.with_cls_token:
+                projected = torch.cat((cls_token.to(projected.dtype), projected), dim=1)
+            return linear(projected)
+
+        query = project(self.conv_proj_q, self.proj_q)
+        key = project(self.conv_proj_k, self.proj_k)
+        value = project(self.conv_proj_v, self.proj_v)
+        return self.proj(attend(query, key, value, self.num_heads, self.scale))
+
+
+class Block(nn.Module):
+    """Convolutional transformer block: pre-norm attention and MLP, each in a residual branch (figure 2b)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        kv_stride: int,
+        drop_path: float,
+        with_cls_token: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNormFp32(dim, eps=NORM_EPS)
+        self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token)
+        self.norm2 = LayerNormFp32(dim, eps=NORM_EPS)
+        # The published weights were trained with QuickGELU; GELU is off by 0.3-2 % of a map's largest value.
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=QuickGELU)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:
+        """Transform ``(N, L, dim)`` tokens of a map of ``size`` to tokens of the same shape."""
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Union
+from typing import Any, TypeAlias
 
-Number = Union[int, float]
+Number: TypeAlias = int | float
 #: A scalar, one value per stage, or one sequence of values per stage (one value per block).
-PerBlock = Union[Number, Sequence[Union[Number, Sequence[Number]]]]
+PerBlock: TypeAlias = Number | Sequence[Number | Sequence[Number]]
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,8 @@ class Arch:
             )
         for dim, heads in zip(self.embed_dims, self.num_heads):
             if dim % heads:
-                raise ValueError(
-                    f'embed_dims must be divisible by num_heads, got {dim} channels for {heads} heads'
-                )
-        if any(
-            ratio <= 0 for stage in per_block(self.mlp_ratio, self.depths, 'mlp_ratio') for ratio in stage
-        ):
+                raise ValueError(f'embed_dims must be divisible by num_heads, got {dim} channels for {heads} heads')
+        if any(ratio <= 0 for stage in per_block(self.mlp_ratio, self.depths, 'mlp_ratio') for ratio in stage):
             raise ValueError(f'mlp_ratio must be positive, got {self.mlp_ratio}')
         for stage in per_block(self.kv_stride, self.depths, 'kv_stride'):
             if any(not isinstance(stride, int) or stride < 1 for stride in stage):
@@ -89,9 +85,7 @@ def per_block(value: PerBlock, depths: Sequence[int], name: str) -> list[list[Nu
         if not _is_sequence(entry):
             spread.append([entry] * depth)
         elif len(entry) != depth:
-            raise ValueError(
-                f'{name} of stage {stage} has {len(entry)} values for {depth} blocks: {list(entry)}'
-            )
+            raise ValueError(f'{name} of stage {stage} has {len(entry)} values for {depth} blocks: {list(entry)}')
         else:
             spread.append(list(entry))
     return spread
@@ -147,10 +141,6 @@ def get_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
     unknown = sorted(set(arch) - set(known))
     missing = [name for name in ('embed_dims', 'num_heads', 'depths') if name not in arch]
     if unknown or missing:
-        parts = [
-            f'{what} {", ".join(names)}'
-            for what, names in (('unknown', unknown), ('missing', missing))
-            if names
-        ]
+        parts = [f'{what} {", ".join(names)}' for what, names in (('unknown', unknown), ('missing', missing)) if names]
         raise ValueError(f'arch dict: {"; ".join(parts)} (it takes {", ".join(known)})')
     return Arch(**arch)

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 
 
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, scale: float
-) -> torch.Tensor:
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, scale: float) -> torch.Tensor:
     """Multi-head attention of every query to every key.
 
     PyTorch's fused kernels go through the keys in tiles, so the memory needed grows with the number of tokens, not

@@ -10,7 +10,6 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from timm.layers import LayerNormFp32
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,6 +17,7 @@ from .arch import Arch, PerBlock, get_arch
 from .checkpoints import load_pretrained
 from .layers import NORM_EPS
 from .trunk import CvTTrunk
+from .unpickling import mmengine_types
 
 
 @MODELS.register_module()
@@ -74,7 +74,7 @@ class CvT(CvTTrunk, BaseModule):
         self.out_channels = tuple(arch.embed_dims[i] for i in out_indices)
         self.out_strides = tuple(arch.strides[i] for i in out_indices)
         for index, channels in zip(out_indices, self.out_channels):
-            norm = LayerNormFp32(channels, eps=NORM_EPS) if out_norm else nn.Identity()
+            norm = nn.LayerNorm(channels, eps=NORM_EPS) if out_norm else nn.Identity()
             self.add_module(f'norm{index}', norm)
         self._freeze()
 
@@ -94,7 +94,8 @@ class CvT(CvTTrunk, BaseModule):
             self.init_cfg = init_cfg
         for cfg in init_cfgs:
             if cfg['type'] == 'Pretrained':
-                report = load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+                with mmengine_types():
+                    report = load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
                 print_log(f'CvT: {report}', logger='current')
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

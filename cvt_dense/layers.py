@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
-from timm.layers import DropPath, LayerNormFp32, Mlp, QuickGELU
+from timm.layers import DropPath, Mlp, QuickGELU
 from torch import nn
 
 from .attention import attend
@@ -43,7 +43,7 @@ class ConvEmbed(nn.Module):
     def __init__(self, in_channels: int, embed_dim: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size, stride, padding)
-        self.norm = LayerNormFp32(embed_dim, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Size]:
         """Embed an ``(N, C, H, W)`` map: its ``(N, H' * W', embed_dim)`` tokens and ``(H', W')``."""
@@ -110,9 +110,9 @@ class Block(nn.Module):
         with_cls_token: bool,
     ) -> None:
         super().__init__()
-        self.norm1 = LayerNormFp32(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token)
-        self.norm2 = LayerNormFp32(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         # The published weights were trained with QuickGELU; GELU is off by 0.3-2 % of a map's largest value.
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=QuickGELU)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()

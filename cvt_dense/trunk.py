@@ -93,9 +93,7 @@ class CvTTrunk(nn.Module):
             if index == 0:
                 patch_embed = ConvEmbed(in_channels, dim, kernel_size=7, stride=4, padding=2)
             else:
-                patch_embed = ConvEmbed(
-                    self.arch.embed_dims[index - 1], dim, kernel_size=3, stride=2, padding=1
-                )
+                patch_embed = ConvEmbed(self.arch.embed_dims[index - 1], dim, kernel_size=3, stride=2, padding=1)
             blocks = [
                 Block(dim, heads, *settings, with_cls_token)
                 for settings in zip(mlp_ratio[index], kv_stride[index], drop_path[index])
@@ -148,23 +146,22 @@ class CvTTrunk(nn.Module):
                 f'CvT takes at least one image of at least {MIN_SIZE}x{MIN_SIZE} pixels, got shape {tuple(x.shape)}'
             )
         if not x.is_floating_point():
-            raise ValueError(
-                f'CvT takes floating-point images, got {x.dtype}; convert them with .float() first'
-            )
+            raise ValueError(f'CvT takes floating-point images, got {x.dtype}; convert them with .float() first')
 
 
 @contextmanager
 def _keep_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm use the batch's statistics, in training mode, without counting the batch a second time."""
+    """Let BatchNorm in training mode normalise by the batch once more without counting it a second time."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    tracked = [norm.track_running_stats for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, track in zip(norms, tracked):
-            norm.track_running_stats = track
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1
 
 
 def _recompute_contexts(block: Block) -> tuple[AbstractContextManager, AbstractContextManager]:

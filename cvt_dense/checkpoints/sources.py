@@ -88,9 +88,7 @@ def read(path: Path) -> Mapping[str, Any]:
             f'(a damaged or incomplete file, or not a checkpoint)'
         ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f'checkpoint {path} holds a {type(content).__name__} where a state dict was expected'
-        )
+        raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__} where a state dict was expected')
     return content
 
 

@@ -1,0 +1,251 @@
+"""Prepare a run of mmengine's Runner from a config: overrides, and checks that fail before the first iteration.
+
+What a user got wrong ends as one line and exit code 2, never as a stack trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from .checkpoints import CheckpointError
+from .unpickling import mmengine_types
+
+
+class UserError(Exception):
+    """Something that the user has to mend; the message is one line that says what and how."""
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command-line tool's ``main`` and exit: 0, or 2 with one line on stderr for a user's mistake."""
+    # onedl-mmengine falls back to unpickling a checkpoint unsafely; with this, torch refuses whoever asks.
+    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    try:
+        with mmengine_types():
+            main()
+    except (UserError, CheckpointError) as error:
+        sys.exit(_fail(str(error)))
+    except pickle.UnpicklingError as error:
+        sys.exit(_fail(f'a checkpoint holds more than weights and was refused: {str(error).splitlines()[0]}'))
+    sys.exit(0)
+
+
+def _fail(message: str) -> int:
+    print(f'error: {message}', file=sys.stderr)
+    return 2
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing share, under the names of OpenMMLab's tools."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG NAME)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: KEY=VALUE ..., e.g. train_dataloader.batch_size=4',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch passes the rank as an argument, torchrun in the environment.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config that the arguments name, with their overrides.
+
+    Raises:
+        UserError: If the file is missing or cannot be parsed.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise UserError(f'config {args.config} does not exist; the ones that come with cvt_dense are in configs/')
+    try:
+        cfg = Config.fromfile(args.config)
+    except (SyntaxError, NameError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        raise UserError(f'config {args.config} cannot be read: {type(error).__name__}: {error}') from error
+    if 'default_scope' not in cfg or 'model' not in cfg:
+        raise UserError(f'config {args.config} is not a runnable one: it sets no model or no default_scope')
+    if args.cfg_options:
+        _check_override_paths(cfg, args.cfg_options)
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir or cfg.get('work_dir') is None:
+        cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def _check_override_paths(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Refuse an override whose first key the config does not have: mmengine would add it and nobody would read it."""
+    for option in options:
+        key = option.split('.')[0]
+        if '.' in option and key not in cfg:
+            raise UserError(f'--cfg-options {option}: the config has no {key!r}')
+
+
+def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Look for the data that a run will read.
+
+    Args:
+        cfg: Config of the run.
+        splits: Those of ``train``, ``val`` and ``test`` that are used.
+
+    Raises:
+        UserError: If a data root, an annotation file or an image folder is missing.
+    """
+    hint = cfg.get('data_hint', 'set data_root in the config')
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in _datasets(loader.dataset if loader else None):
+            for what, path in _needed_files(dataset).items():
+                if not path.exists():
+                    raise UserError(f'{what} {path} does not exist; {hint}')
+
+
+def _datasets(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
+    """The innermost datasets of one that may wrap or join others."""
+    if dataset is None:
+        return
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    if inner is None:
+        yield dataset
+        return
+    for entry in inner if isinstance(inner, (list, tuple)) else [inner]:
+        yield from _datasets(entry)
+
+
+def _needed_files(dataset: ConfigDict) -> dict[str, Path]:
+    """What a dataset reads, by what it is, outermost first."""
+    root = Path(dataset.get('data_root') or '')
+    needed = {'data root': root}
+    if dataset.get('ann_file'):
+        needed['annotation file'] = root / dataset.ann_file
+    folders = {f'{kind} folder': root / path for kind, path in dataset.get('data_prefix', {}).items() if path}
+    return needed | folders
+
+
+def check_checkpoint(path: str) -> None:
+    """Look whether a checkpoint that a run is to start from is there.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if '://' not in path and not Path(path).is_file():
+        raise UserError(f'checkpoint {path} does not exist')
+
+
+def use_batchnorm_without_gpu(cfg: Config) -> None:
+    """Turn SyncBN into BN where there is no GPU, which it needs, and say so."""
+    if torch.cuda.is_available():
+        return
+    replaced = _replace_type(cfg.model, 'SyncBN', 'BN')
+    if replaced:
+        print(f'no GPU: {replaced} SyncBN settings of the model are replaced by BN', file=sys.stderr)
+
+
+def _replace_type(node: Any, old: str, new: str) -> int:
+    """Replace ``type=old`` in place all through a config; returns how often."""
+    if isinstance(node, (list, tuple)):
+        return sum(_replace_type(entry, old, new) for entry in node)
+    if not isinstance(node, dict):
+        return 0
+    hit = node.get('type') == old
+    if hit:
+        node['type'] = new
+    return int(hit) + sum(_replace_type(entry, old, new) for entry in node.values())
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch the optimizer wrapper to automatic mixed precision: bfloat16 where supported, else scaled float16.
+
+    Raises:
+        UserError: If the config's optimizer wrapper is a special one.
+    """
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp works with OptimWrapper, not with the {wrapper} of the config')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported():
+        cfg.optim_wrapper.dtype = 'bfloat16'
+    else:
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate by the batch size over the config's ``auto_scale_lr.base_batch_size``.
+
+    Raises:
+        UserError: If the config does not say for which batch size its rate is.
+    """
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str) -> None:
+    """Let a run go on from a checkpoint.
+
+    Args:
+        cfg: Changed in place.
+        resume: A checkpoint file, or ``'auto'`` for the newest one in the work directory (a fresh start if there is
+            none).
+
+    Raises:
+        UserError: If the file does not exist.
+    """
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+    checkpoint = cfg.load_from
+    if resume == 'auto':
+        checkpoint = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+    if checkpoint is None:
+        print(f'nothing to resume in {cfg.work_dir}: starting afresh', file=sys.stderr)
+        return
+    check_checkpoint(checkpoint)
+    # The checkpoint overwrites every weight, so the pre-trained ones need not be at hand any more.
+    if 'backbone' in cfg.model:
+        cfg.model.backbone.init_cfg = None
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the Runner that a config describes."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Let a test run write pictures of ground truth and predictions, side by side, into a folder."""
+    cfg.default_hooks.visualization.draw = True
+    cfg.default_hooks.visualization.interval = 1
+    if cfg.default_scope == 'mmdet':
+        # mmdet joins this to the run's own folder below the work directory, unless it is absolute.
+        cfg.default_hooks.visualization.test_out_dir = str(Path(folder).absolute())
+    else:
+        cfg.visualizer.save_dir = folder
+
+
+def dump_predictions(cfg: Config, out: str) -> None:
+    """Let a test run write its predictions: a pickle for detection, a folder of label maps for segmentation.
+
+    Raises:
+        UserError: If ``out`` does not end in ``.pkl`` for detection, or does for segmentation.
+    """
+    is_pickle = Path(out).suffix in ('.pkl', '.pickle')
+    if cfg.default_scope == 'mmdet':
+        if not is_pickle:
+            raise UserError(f'--out of a detection config must be a .pkl file, got {out}')
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+        cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
+    elif is_pickle:
+        raise UserError(f'--out of a segmentation config must be a folder for label maps, got {out}')
+    else:
+        cfg.test_evaluator.output_dir = out
+        cfg.test_evaluator.keep_results = True

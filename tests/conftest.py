@@ -1,0 +1,33 @@
+"""What all tests share: seeds, and the folder of real images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def data() -> Path:
+    """Folder of real images that ``CVT_DENSE_DATA`` names; whoever sets it means it to be used."""
+    if 'CVT_DENSE_DATA' not in os.environ:
+        pytest.skip('CVT_DENSE_DATA is not set')
+    folder = Path(os.environ['CVT_DENSE_DATA']).absolute()
+    assert (folder / 'coco_mini').is_dir(), f'CVT_DENSE_DATA={folder} holds no coco_mini'
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if 'gpu' in item.keywords:
+                item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import mmengine
+import pytest
+import torch
+from golden import TINY, image, weights
+from mmengine.registry import MODELS
+from torch import nn
+
+from cvt_dense import CvT
+
+
+def tiny(**settings: object) -> CvT:
+    return CvT(arch=TINY, **settings)
+
+
+def test_maps_are_contiguous_whatever_the_input_layout() -> None:
+    model = tiny().eval()
+    x = torch.randn(2, 3, 41, 56)
+    with torch.no_grad():
+        maps, same = model(x), model(x.contiguous(memory_format=torch.channels_last))
+    assert isinstance(maps, tuple)
+    assert [m.shape for m in maps] == [(2, 16, 10, 14), (2, 48, 5, 7), (2, 96, 3, 4)]
+    for ours, theirs in zip(maps, same):
+        assert ours.is_contiguous()
+        assert theirs.is_contiguous()
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize('out_norm', [True, False])
+def test_roi_align_of_mmcv_reads_the_maps_as_torchvision_does(out_norm: bool) -> None:
+    from mmcv.ops import roi_align
+    from torchvision.ops import roi_align as reference
+
+    with torch.no_grad():
+        maps = tiny(out_norm=out_norm).eval()(torch.randn(2, 3, 64, 96))
+    boxes = torch.tensor([[0, 4.0, 6.0, 50.0, 40.0], [1, 20.0, 3.0, 90.0, 60.0]])
+    for x, stride in zip(maps, (4, 8, 16)):
+        ours = roi_align(x, boxes, (7, 7), 1 / stride, 2, 'avg', True)
+        theirs = reference(x, boxes, (7, 7), 1 / stride, 2, aligned=True)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_out_indices_choose_the_maps_and_what_is_built() -> None:
+    model = tiny(out_indices=(1,))
+    assert (model.out_channels, model.out_strides) == ((48,), (8,))
+    assert not any(name.startswith(('stage2', 'norm0', 'norm2')) for name, _ in model.named_parameters())
+    (x,) = model(torch.randn(1, 3, 32, 32))
+    assert x.shape == (1, 48, 4, 4)
+    x.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert CvT('cvt-w24', out_indices=(0,)).out_channels == (192,)
+
+
+def test_all_parameters_get_gradients_from_the_last_map_alone() -> None:
+    model = tiny(out_indices=(2,))
+    model(torch.randn(2, 3, 32, 32))[0].square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_out_norm_is_a_fresh_layer_norm_per_map() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    normed, raw = tiny(out_norm=True).eval(), tiny(out_norm=False).eval()
+    assert not any(name.startswith('norm') for name in raw.state_dict())
+    normed.load_state_dict(normed.state_dict() | raw.state_dict())
+    with torch.no_grad():
+        for i, (ours, theirs) in enumerate(zip(normed(x), raw(x))):
+            expected = nn.functional.layer_norm(theirs.permute(0, 2, 3, 1), theirs.shape[1:2]).permute(0, 3, 1, 2)
+            torch.testing.assert_close(ours, expected, msg=f'map {i}')
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2])
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_frozen_means_frozen_also_after_train(frozen_stages: int, norm_eval: bool) -> None:
+    model = tiny(frozen_stages=frozen_stages, norm_eval=norm_eval, drop_path_rate=0.5).eval().train()
+    model.norm0.weight.requires_grad_(True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sum(x.square().sum() for x in model(torch.randn(4, 3, 32, 32))).backward()
+    for index, stage in enumerate(model.stages):
+        frozen = index <= frozen_stages
+        assert all(p.requires_grad != frozen and (p.grad is None) == frozen for p in stage.parameters())
+        assert all(m.training != frozen for m in stage.modules() if not isinstance(m, nn.BatchNorm2d))
+        for name, module in stage.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.training == (not frozen and not norm_eval)
+                unchanged = torch.equal(module.running_mean, before[f'stage{index}.{name}.running_mean'])
+                assert unchanged == (frozen or norm_eval)
+    assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith('norm'))
+
+
+def test_what_is_frozen_gives_the_same_maps_in_training() -> None:
+    model = tiny(frozen_stages=2, drop_path_rate=0.9)
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        for trained, evaluated in zip(model.train()(x), model.eval()(x)):
+            torch.testing.assert_close(trained, evaluated)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(out_indices=()), 'out_indices must be stages in rising order, from 0 to 2'),
+        (dict(out_indices=(1, 0)), 'rising order'),
+        (dict(out_indices=(0, 3)), 'from 0 to 2'),
+        (dict(frozen_stages=3), r'frozen_stages must lie between -1 \(none\) and 2, got 3'),
+        (dict(frozen_stages=1, out_indices=(0,)), r'between -1 \(none\) and 0'),
+        (dict(drop_path_rate=-0.1), 'drop_path_rate'),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**settings)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmengine'])
+def test_is_built_from_every_scope(scope: str) -> None:
+    if scope == 'mmdet':
+        from mmdet.registry import MODELS as registry
+    elif scope == 'mmseg':
+        from mmseg.registry import MODELS as registry
+    else:
+        registry = MODELS
+    with mmengine.registry.DefaultScope.overwrite_default_scope(scope):
+        model = registry.build(dict(type='CvT', arch='cvt-13', out_indices=(0,)))
+        assert isinstance(model, CvT)
+        assert isinstance(MODELS.build(dict(type='CvT', arch='cvt-13', out_indices=(0,))), CvT)
+
+
+def _import_without(*packages: str) -> str:
+    """Import cvt_dense in an interpreter in which some packages cannot be found; returns what it prints."""
+    code = f"""
+import sys, importlib.abc
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {packages!r}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Hide())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name.split('.')[0] in {packages!r} else find(name, *a)
+import cvt_dense, torch
+cvt_dense.CvTTrunk('cvt-13', num_stages=1)(torch.zeros(1, 3, 16, 16))
+print(sorted({{name.split('.')[0] for name in sys.modules}} & {{'mmengine', 'mmcv', 'mmdet', 'mmseg'}}))
+print(cvt_dense.CvT.__name__)
+"""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    return result.stdout + result.stderr.strip().splitlines()[-1] if result.returncode else result.stdout
+
+
+@pytest.mark.parametrize('missing', [('mmdet',), ('mmseg',), ('mmdet', 'mmseg', 'mmcv')])
+def test_imports_without_the_toolkits(missing: tuple[str, ...]) -> None:
+    assert _import_without(*missing) == "['mmengine']\nCvT\n"
+
+
+def test_without_mmengine_the_trunk_works_and_the_backbone_says_what_it_needs() -> None:
+    out = _import_without('mmengine', 'mmcv', 'mmdet', 'mmseg')
+    assert (
+        out == '[]\nImportError: cvt_dense.CvT needs mmengine: pip install "cvt_dense[onedl]" or "cvt_dense[openmmlab]"'
+    )
+
+
+def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:
+    import cvt_dense
+
+    with pytest.raises(AttributeError, match="no attribute 'CvT99'"):
+        _ = cvt_dense.CvT99
+
+
+def test_init_weights_loads_a_pretrained_checkpoint(tmp_path) -> None:
+    source = tiny(out_norm=False)
+    torch.save(weights(source), tmp_path / 'tiny.pth')
+    model = tiny(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'tiny.pth')))
+    model.init_weights()
+    for name, tensor in weights(source).items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert model.init_cfg['checkpoint'].endswith('tiny.pth')
+    with torch.no_grad():
+        assert all(x.isfinite().all() for x in model.eval()(image(64, 96, 2)))
+
+
+def test_other_initialisers_work_beside_a_checkpoint(tmp_path) -> None:
+    torch.save(weights(tiny(out_norm=False)), tmp_path / 'tiny.pth')
+    constant = dict(type='Constant', layer='LayerNorm', val=0.5, bias=0.0)
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'tiny.pth'))
+    model = tiny(init_cfg=[constant, pretrained])
+    model.init_weights()
+    assert (model.norm0.weight == 0.5).all()
+    assert not (model.stage0.patch_embed.norm.weight == 0.5).any()

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import torch
+
+from cvt_dense.layers import Block, ConvAttention, ConvEmbed, map_to_tokens, tokens_to_map
+
+
+def test_tokens_and_maps_are_views_of_each_other() -> None:
+    tokens = torch.randn(2, 15, 4)
+    x = tokens_to_map(tokens, (3, 5))
+    assert x.shape == (2, 4, 3, 5)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert x.data_ptr() == tokens.data_ptr() == map_to_tokens(x).data_ptr()
+    assert torch.equal(map_to_tokens(x), tokens)
+
+
+def test_embedding_sub_samples_and_says_to_what() -> None:
+    tokens, size = ConvEmbed(3, 8, kernel_size=7, stride=4, padding=2)(torch.randn(2, 3, 33, 47))
+    assert size == (8, 12)
+    assert tokens.shape == (2, 96, 8)
+
+
+def test_keys_and_values_are_sub_sampled_by_their_stride() -> None:
+    attention = ConvAttention(8, num_heads=2, kv_stride=3, with_cls_token=False)
+    x = torch.randn(1, 8, 7, 10)
+    assert attention.conv_proj_q(x).shape[2:] == (7, 10)
+    assert attention.conv_proj_k(x).shape[2:] == attention.conv_proj_v(x).shape[2:] == (3, 4)
+
+
+def test_dot_products_are_scaled_by_the_embedding_width() -> None:
+    assert ConvAttention(48, num_heads=3, kv_stride=2, with_cls_token=False).scale == 48**-0.5
+
+
+def test_the_cls_token_is_not_convolved_but_attended_to() -> None:
+    block = Block(8, 2, mlp_ratio=4, kv_stride=2, drop_path=0.0, with_cls_token=True).eval()
+    tokens = torch.randn(1, 13, 8)
+    changed = tokens.clone()
+    changed[:, 0] += torch.randn(8)
+    attention = block.attn
+    maps = []
+    attention.conv_proj_q.register_forward_hook(lambda module, args, out: maps.append(args[0].clone()))
+    with torch.no_grad():
+        out, out_changed = attention(tokens, (3, 4)), attention(changed, (3, 4))
+    assert torch.equal(maps[0], maps[1])
+    assert not torch.allclose(out[:, 1:], out_changed[:, 1:], atol=1e-6)

@@ -1,0 +1,50 @@
+# UperNet (Xiao et al., arXiv 1807.10221) on CvT's strides 4/8/16; the auxiliary head sits on stride 16.
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        size=(512, 512),
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+    ),
+    backbone=dict(
+        type='CvT',
+        arch='cvt-13',
+        out_indices=(0, 1, 2),
+        drop_path_rate=0.1,
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained', checkpoint='cvt-13-384x384-in22k'),
+    ),
+    decode_head=dict(
+        type='UPerHead',
+        in_channels=[64, 192, 384],
+        in_index=[0, 1, 2],
+        pool_scales=(1, 2, 3, 6),
+        channels=512,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=384,
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)

@@ -1,0 +1,119 @@
+"""The demo: make a small data set, train Mask R-CNN with a small CvT on it, evaluate it and draw its predictions.
+
+Needs no network and no GPU (but uses one); takes some minutes on two CPU cores.
+
+Example:
+    python tools/demo.py --out work_dirs/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from make_shapes import CLASSES, ShapesError, make_dataset
+from mmdet.apis import inference_detector
+from mmdet.registry import VISUALIZERS
+from mmengine.runner import Runner
+
+from cvt_dense import launch
+from cvt_dense.curves import last_metric, plot_curves, read_scalars
+
+CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'maskrcnn_cvttiny_fpn_shapes.py'
+SIZE = 160  # side of a scene in pixels
+ZOOM = 3  # the pictures are drawn larger than the scenes so that the labels can be read
+SCORE_THRESHOLD = 0.5
+COLUMNS = 4
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', default='work_dirs/demo', help='folder for everything that the demo makes')
+    parser.add_argument('--train', type=int, default=800, help='training scenes')
+    parser.add_argument('--val', type=int, default=100, help='held-out scenes')
+    parser.add_argument('--epochs', type=int, help="times through the training scenes (default: the config's)")
+    parser.add_argument('--pictures', type=int, default=12, help='held-out scenes to draw')
+    return parser.parse_args()
+
+
+def train(out: Path, data: Path, epochs: int | None) -> Runner:
+    """Train and evaluate by the demo's config; the Runner afterwards."""
+    os.environ['SHAPES_ROOT'] = str(data)
+    options = {'work_dir': str(out)}
+    if epochs:
+        options |= {'train_cfg.max_epochs': epochs, 'param_scheduler.1.end': epochs, 'train_cfg.val_interval': epochs}
+    cfg = launch.load_config(
+        argparse.Namespace(config=str(CONFIG), cfg_options=options, work_dir=None, launcher='none', local_rank=0)
+    )
+    launch.check_data(cfg, ('train', 'val'))
+    runner = launch.build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def draw_predictions(runner: Runner, images: list[Path], folder: Path) -> Path:
+    """Write a picture of each image's predictions, and one of all of them in a grid.
+
+    Returns:
+        The path of the grid.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = runner.model.eval()
+    model.cfg = runner.cfg  # where inference_detector looks for the test pipeline
+    visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='demo'))
+    visualizer.dataset_meta = runner.val_dataloader.dataset.metainfo
+    pictures = []
+    for path in images:
+        image = cv2.resize(cv2.imread(str(path)), None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
+        result = inference_detector(model, image)
+        out = folder / f'{path.stem}.png'
+        visualizer.add_datasample(
+            path.stem, image[..., ::-1], result, draw_gt=False, pred_score_thr=SCORE_THRESHOLD, out_file=str(out)
+        )
+        pictures.append(cv2.imread(str(out)))
+    grid = folder.parent / 'predictions.png'
+    cv2.imwrite(str(grid), tile(pictures, COLUMNS))
+    return grid
+
+
+def tile(pictures: list[np.ndarray], columns: int, gap: int = 8) -> np.ndarray:
+    """Lay pictures of one size out in rows, on white: ``(H, W, 3)`` each to one ``(H', W', 3)``."""
+    framed = [cv2.copyMakeBorder(p, gap, gap, gap, gap, cv2.BORDER_CONSTANT, value=(255,) * 3) for p in pictures]
+    framed += [np.full_like(framed[0], 255)] * (-len(framed) % columns)
+    return np.vstack([np.hstack(framed[i : i + columns]) for i in range(0, len(framed), columns)])
+
+
+def main() -> None:
+    args = parse_args()
+    if min(args.train, args.val, args.pictures) < 1 or (args.epochs is not None and args.epochs < 1):
+        raise launch.UserError('--train, --val, --epochs and --pictures must be at least 1')
+    start = time.monotonic()
+    out = Path(args.out).absolute()
+    data = out / 'shapes'
+    print(f'demo 1/3: {args.train} + {args.val} scenes with {", ".join(CLASSES)} in {data}', flush=True)
+    try:
+        make_dataset(data, train=args.train, val=args.val, size=SIZE, seed=0, progress=True)
+    except ShapesError as error:
+        raise launch.UserError(f'{error} (or choose another folder with --out)') from error
+    print('demo 2/3: training and evaluation', flush=True)
+    runner = train(out, data, args.epochs)
+    print(f'demo 3/3: pictures in {out}', flush=True)
+    scalars = read_scalars(runner.work_dir, runner.timestamp)
+    plot_curves(scalars, out / 'curves.png')
+    images = sorted((data / 'images' / 'validation').iterdir())[: args.pictures]
+    grid = draw_predictions(runner, images, out / 'predictions')
+    print(
+        f'\nDone in {(time.monotonic() - start) / 60:.1f} minutes.\n'
+        f'  mask AP (0.50:0.95) on {args.val} held-out images: {last_metric(scalars, "coco/segm_mAP"):.3f}\n'
+        f'  box AP: {last_metric(scalars, "coco/bbox_mAP"):.3f}\n'
+        f'  predictions: {grid}\n'
+        f'  losses and AP: {out / "curves.png"}'
+    )
+
+
+if __name__ == '__main__':
+    launch.run(main)

@@ -1,0 +1,40 @@
+"""Evaluate a trained detector or segmentor.
+
+Example:
+    python tools/test.py configs/maskrcnn_cvt21_fpn_coco.py work_dirs/maskrcnn_cvt21_fpn_coco/epoch_12.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cvt_dense import launch
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    launch.add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file that training wrote')
+    parser.add_argument(
+        '--out', help='write the predictions: a .pkl file for detection, a folder of label maps for segmentation'
+    )
+    parser.add_argument('--show-dir', metavar='DIR', help='write pictures of the predictions')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = launch.load_config(args)
+    launch.check_checkpoint(args.checkpoint)
+    cfg.load_from = args.checkpoint
+    launch.check_data(cfg, ('test',))
+    launch.use_batchnorm_without_gpu(cfg)
+    if args.show_dir:
+        launch.draw_predictions(cfg, args.show_dir)
+    if args.out:
+        launch.dump_predictions(cfg, args.out)
+    launch.build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    launch.run(main)

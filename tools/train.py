@@ -1,0 +1,47 @@
+"""Train a detector or segmentor.
+
+Example:
+    python tools/train.py configs/maskrcnn_cvt21_fpn_coco.py
+    python tools/train.py configs/upernet_cvt13_ade20k.py --amp --cfg-options train_dataloader.batch_size=4
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cvt_dense import launch
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    launch.add_common_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='go on from a checkpoint; without PATH from the newest one in the work directory',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = launch.load_config(args)
+    if args.amp:
+        launch.enable_amp(cfg)
+    if args.auto_scale_lr:
+        launch.enable_auto_scale_lr(cfg)
+    if args.resume:
+        launch.set_resume(cfg, args.resume)
+    elif cfg.get('load_from'):
+        launch.check_checkpoint(cfg.load_from)
+    launch.check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
+    launch.use_batchnorm_without_gpu(cfg)
+    launch.build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    launch.run(main)

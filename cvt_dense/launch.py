@@ -6,6 +6,7 @@ What a user got wrong ends as one line and exit code 2, never as a stack trace.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import pickle
 import sys
@@ -85,11 +86,12 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _check_override_paths(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Refuse an override whose first key the config does not have: mmengine would add it and nobody would read it."""
+    """Refuse an override that nothing would read: mmengine adds unknown keys without a word."""
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters}
     for option in options:
         key = option.split('.')[0]
-        if '.' in option and key not in cfg:
-            raise UserError(f'--cfg-options {option}: the config has no {key!r}')
+        if key not in known:
+            raise UserError(f'--cfg-options {option}: neither the config nor the Runner has a setting {key!r}')
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -168,15 +170,19 @@ def enable_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to automatic mixed precision: bfloat16 where supported, else scaled float16.
 
     Raises:
-        UserError: If the config's optimizer wrapper is a special one.
+        UserError: If there is no GPU, or the config's optimizer wrapper is a special one.
     """
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'--amp works with OptimWrapper, not with the {wrapper} of the config')
+    if not torch.cuda.is_available():
+        raise UserError("--amp needs a GPU, and torch sees none: mmengine's AmpOptimWrapper does not train on CPUs")
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported():
+    if torch.cuda.is_bf16_supported():
         cfg.optim_wrapper.dtype = 'bfloat16'
+        cfg.optim_wrapper.loss_scale = 1.0  # bfloat16 has float32's range
     else:
+        cfg.optim_wrapper.dtype = 'float16'
         cfg.optim_wrapper.loss_scale = 'dynamic'
 
 

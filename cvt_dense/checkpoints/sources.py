@@ -1,4 +1,4 @@
-"""Where checkpoints come from: a file, or the name of a published one, which the Hugging Face Hub serves."""
+"""Where checkpoints come from: a file, one that comes with the package, or a published one from the Hub."""
 
 from __future__ import annotations
 
@@ -45,6 +45,9 @@ PUBLISHED: dict[str, Published] = {
     'cvt-w24-384x384-in22k': Published('cvt-w24', 'CvT-w24-384x384-IN-22k.pth', 'microsoft/cvt-w24-384-22k'),
 }
 
+#: Files that come with the package, by name: the demo's backbone (docs/demo.md says how it was made).
+SHIPPED: dict[str, Path] = {'cvt-tiny-shapes': Path(__file__).parents[1] / 'weights' / 'cvt-tiny-shapes.safetensors'}
+
 
 def fetch(checkpoint: str) -> Path:
     """Find a checkpoint: the path of its file, downloaded to the Hub's cache if it is a published one's name.
@@ -55,14 +58,17 @@ def fetch(checkpoint: str) -> Path:
     path = Path(checkpoint).expanduser()
     if path.is_file():
         return path
+    if checkpoint in SHIPPED:
+        return SHIPPED[checkpoint]
     if checkpoint not in PUBLISHED:
         raise CheckpointError(
-            f'checkpoint {checkpoint!r} is neither a file nor a published name; published are: {", ".join(PUBLISHED)}'
+            f'checkpoint {checkpoint!r} is neither a file nor a known name; known are: '
+            f'{", ".join([*PUBLISHED, *SHIPPED])}'
         )
     published = PUBLISHED[checkpoint]
     try:
         return Path(hf_hub_download(published.repo, 'pytorch_model.bin'))
-    # The Hub's own errors for an unreachable or offline Hub are OSErrors; httpx's come through while connecting.
+    # An unreachable Hub and offline mode are OSErrors too.
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(
             f'checkpoint {checkpoint!r} could not be downloaded from {published.repo} on the Hugging Face Hub '

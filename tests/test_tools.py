@@ -1,0 +1,247 @@
+"""The tools as a user runs them: in a process of their own, on real images."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from golden import weights
+from PIL import Image
+
+from cvt_dense import CvTTrunk
+
+MASK_RCNN, UPERNET = 'configs/maskrcnn_cvt13_fpn_coco.py', 'configs/upernet_cvt13_ade20k.py'
+# What makes a step short on a CPU: few small images and few proposals.
+SMALL_DETECTION = [
+    'train_dataloader.dataset.pipeline.2.scale=(128,128)',
+    'val_dataloader.dataset.pipeline.1.scale=(128,128)',
+    'test_dataloader.dataset.pipeline.1.scale=(128,128)',
+    'train_dataloader.dataset.indices=4',
+    'val_dataloader.dataset.indices=2',
+    'test_dataloader.dataset.indices=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'model.train_cfg.rpn_proposal.max_per_img=20',
+    'model.train_cfg.rcnn.sampler.num=16',
+    'model.test_cfg.rpn.max_per_img=20',
+    'model.test_cfg.rcnn.score_thr=0.0',
+    'model.test_cfg.rcnn.max_per_img=5',
+    'default_hooks.logger.interval=1',
+    'randomness.seed=0',
+]
+SMALL_SEGMENTATION = [
+    'train_dataloader.dataset.pipeline.2.scale=(128,64)',
+    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+    'model.data_preprocessor.size=(64,64)',
+    'val_dataloader.dataset.pipeline.1.scale=(128,64)',
+    'test_dataloader.dataset.pipeline.1.scale=(128,64)',
+    'val_dataloader.dataset.indices=2',
+    'test_dataloader.dataset.indices=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'default_hooks.checkpoint.interval=1',
+    'default_hooks.logger.interval=1',
+    'randomness.seed=0',
+]
+
+
+def command(tool: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]
+
+
+def run(tool: str, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a tool from the root of the checkout; its output as text."""
+    return subprocess.run(
+        command(tool, *arguments),
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert 'Traceback' not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ')
+    for part in parts:
+        assert part in last
+
+
+def kill_after_first_checkpoint(work_dir: Path, checkpoint: str, arguments: list[str], env: dict[str, str]) -> None:
+    """Start training and kill it, as a machine would die, once the checkpoint is written."""
+    with open(work_dir.with_suffix('.log'), 'w') as log:
+        process = subprocess.Popen(
+            command('train.py', *arguments), cwd=ROOT, env=os.environ | env, stdout=log, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 300
+        while not (work_dir / 'last_checkpoint').exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, work_dir.with_suffix('.log').read_text()[-3000:]
+    assert (work_dir / checkpoint).exists()
+
+
+@pytest.fixture(scope='module')
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the authors' format with weights of cvt-13."""
+    path = tmp_path_factory.mktemp('official') / 'CvT-13.pth'
+    trunk = CvTTrunk('cvt-13')
+    heads = {'norm.weight': torch.ones(384), 'head.weight': torch.zeros(1000, 384), 'head.bias': torch.zeros(1000)}
+    torch.save(weights(trunk) | heads, path)
+    return path
+
+
+def test_missing_things_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    nowhere = {'COCO_ROOT': str(tmp_path / 'no coco')}
+    assert_one_line_error(run('train.py', 'configs/nope.py'), 'config configs/nope.py does not exist')
+    assert_one_line_error(run('train.py', MASK_RCNN, env=nowhere), 'no coco does not exist', 'COCO_ROOT=DIR')
+    assert_one_line_error(run('test.py', MASK_RCNN, 'nope.pth'), 'checkpoint nope.pth does not exist')
+
+
+def test_a_missing_annotation_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'train2017').mkdir()
+    result = run('train.py', MASK_RCNN, env={'COCO_ROOT': str(tmp_path)})
+    assert_one_line_error(result, f'annotation file {tmp_path}/annotations/instances_train2017.json does not exist')
+
+
+@pytest.mark.slow
+def test_weights_of_another_variant_stop_the_run(data: Path, official: Path, tmp_path: Path) -> None:
+    arguments = ('--work-dir', tmp_path, '--cfg-options', f'model.backbone.init_cfg.checkpoint={official}')
+    env = {'COCO_ROOT': str(data / 'coco_mini')}
+    result = run('train.py', 'configs/maskrcnn_cvt21_fpn_coco.py', *arguments, env=env)
+    assert_one_line_error(
+        result, "these are cvt-13's; the config asks for cvt-21", 'missing (stage1.blocks.2.norm1.weight'
+    )
+
+
+@pytest.mark.slow
+def test_without_network_both_ways_out_are_named(data: Path, tmp_path: Path) -> None:
+    env = {'COCO_ROOT': str(data / 'coco_mini'), 'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path / 'empty')}
+    result = run('train.py', MASK_RCNN, '--work-dir', tmp_path / 'run', env=env)
+    assert_one_line_error(
+        result,
+        'CvT-13-384x384-IN-22k.pth: --cfg-options model.backbone.init_cfg.checkpoint=PATH',
+        'model.backbone.init_cfg=None',
+    )
+
+
+@pytest.mark.slow
+def test_a_detector_trains_is_killed_resumes_and_is_tested(data: Path, official: Path, tmp_path: Path) -> None:
+    env = {'COCO_ROOT': str(data / 'coco_mini')}
+    work_dir = tmp_path / 'run'
+    options = [*SMALL_DETECTION, f'model.backbone.init_cfg.checkpoint={official}', 'train_cfg.max_epochs=2']
+    arguments = [MASK_RCNN, '--work-dir', str(work_dir), '--cfg-options', *options]
+    kill_after_first_checkpoint(work_dir, 'epoch_1.pth', arguments, env)
+    assert 'loaded 455 tensors of the trunk' in work_dir.with_suffix('.log').read_text()
+
+    # Resuming needs the pre-trained weights no more.
+    gone = [f'model.backbone.init_cfg.checkpoint={tmp_path / "gone.pth"}']
+    resumed = run('train.py', *arguments, *gone, '--resume', env=env)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    output = resumed.stdout + resumed.stderr
+    assert 'resumed epoch: 1, iter: 2' in output
+    assert 'Epoch(train) [2][2/2]' in output
+    assert 'Epoch(train) [1]' not in output
+    assert 'coco/segm_mAP' in output
+
+    predictions, pictures = tmp_path / 'predictions.pkl', tmp_path / 'pictures'
+    arguments = [MASK_RCNN, work_dir / 'epoch_2.pth', '--out', predictions, '--show-dir', pictures]
+    tested = run('test.py', *arguments, '--work-dir', tmp_path / 'test', '--cfg-options', *SMALL_DETECTION, env=env)
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    assert 'coco/segm_mAP' in tested.stdout + tested.stderr
+    with open(predictions, 'rb') as file:
+        assert len(pickle.load(file)) == 2
+    names = json.loads((data / 'coco_mini/annotations/instances_val2017.json').read_text())['images'][:2]
+    assert {path.stem for path in pictures.rglob('*.jpg')} == {Path(n['file_name']).stem for n in names}
+
+
+@pytest.mark.slow
+def test_a_segmentor_trains_is_killed_resumes_and_is_tested(data: Path, official: Path, tmp_path: Path) -> None:
+    env = {'ADE20K_ROOT': str(data / 'ade_mini')}
+    work_dir = tmp_path / 'run'
+    options = [*SMALL_SEGMENTATION, f'model.backbone.init_cfg.checkpoint={official}', 'train_cfg.max_iters=3']
+    options += ['train_cfg.val_interval=3']
+    arguments = [UPERNET, '--work-dir', str(work_dir), '--cfg-options', *options]
+    kill_after_first_checkpoint(work_dir, 'iter_1.pth', arguments, env)
+
+    resumed = run('train.py', *arguments, '--resume', env=env)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    output = resumed.stdout + resumed.stderr
+    assert 'Auto resumed from the latest checkpoint' in output
+    assert 'Iter(train) [3/3]' in output
+    assert 'Iter(train) [1/3]' not in output
+    assert 'mIoU' in output
+
+    maps, pictures = tmp_path / 'maps', tmp_path / 'pictures'
+    arguments = [UPERNET, work_dir / 'iter_3.pth', '--out', maps, '--show-dir', pictures]
+    tested = run('test.py', *arguments, '--work-dir', tmp_path / 'test', '--cfg-options', *SMALL_SEGMENTATION, env=env)
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    assert 'mIoU' in tested.stdout + tested.stderr
+    names = sorted(path.stem for path in (data / 'ade_mini/images/validation').iterdir())[:2]
+    assert sorted(path.stem for path in maps.glob('*.png')) == names
+    for name in names:
+        with (
+            Image.open(data / f'ade_mini/annotations/validation/{name}.png') as truth,
+            Image.open(maps / f'{name}.png') as ours,
+        ):
+            assert ours.size == truth.size
+    assert len(list(pictures.rglob('*.png'))) == 2
+
+
+@pytest.mark.slow
+def test_the_learning_rate_scales_with_the_batch(data: Path, tmp_path: Path) -> None:
+    options = [*SMALL_SEGMENTATION, 'model.backbone.init_cfg=None', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+    arguments = (UPERNET, '--work-dir', tmp_path, '--auto-scale-lr', '--cfg-options', *options)
+    result = run('train.py', *arguments, env={'ADE20K_ROOT': str(data / 'ade_mini')})
+    assert result.returncode == 0, result.stderr[-3000:]
+    output = result.stdout + result.stderr
+    assert 'Scaling the original LR by 0.125' in output
+    losses = [float(loss) for loss in re.findall(r' loss: (\S+)', output)]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.gpu
+def test_a_detector_trains_in_mixed_precision(data: Path, tmp_path: Path) -> None:
+    options = [*SMALL_DETECTION, 'model.backbone.init_cfg=None', 'train_cfg.max_epochs=1']
+    arguments = (MASK_RCNN, '--work-dir', tmp_path, '--amp', '--cfg-options', *options)
+    result = run('train.py', *arguments, env={'COCO_ROOT': str(data / 'coco_mini')})
+    assert result.returncode == 0, result.stderr[-3000:]
+    losses = [float(loss) for loss in re.findall(r' loss: (\S+)', result.stdout + result.stderr)]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_pictures_and_an_ap(tmp_path: Path) -> None:
+    out = tmp_path / 'demo with a space'
+    result = run('demo.py', '--out', out, '--train', 16, '--val', 4, '--epochs', 1, '--pictures', 2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert 'mask AP (0.50:0.95) on 4 held-out images' in result.stdout
+    with Image.open(out / 'predictions.png') as grid, Image.open(out / 'curves.png') as curves:
+        assert grid.size == (4 * 496, 496)
+        assert curves.width > 1000
+    assert len(list((out / 'predictions').glob('*.png'))) == 2

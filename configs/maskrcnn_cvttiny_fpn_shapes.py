@@ -13,7 +13,7 @@ roi_extractor = dict(out_channels=64, featmap_strides=[4, 8, 16], finest_scale=2
 model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=[32, 64, 128], num_heads=[1, 2, 4], depths=[1, 1, 2]),
-        init_cfg=None,
+        init_cfg=dict(checkpoint='cvt-tiny-shapes'),
     ),
     # The largest anchors, 128 pixels on stride 16, cover the largest shapes: no extra levels.
     neck=dict(in_channels=[32, 64, 128], out_channels=64, num_outs=3, add_extra_convs=False, norm_cfg=norm_cfg),

@@ -25,10 +25,12 @@ def count_macs(model: nn.Module, height: int, width: int, in_channels: int = 3) 
     # torch's own table lacks the kernel that attention runs on on CPUs.
     mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flop}
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
-    with torch.no_grad(), counter:
-        model.eval()(image)
-    for module, mode in modes.items():
-        module.training = mode
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(image)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     return counter.get_total_flops() // 2
 
 

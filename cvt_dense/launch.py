@@ -20,7 +20,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from .checkpoints import CheckpointError
-from .unpickling import mmengine_types
+from .unpickling import load_checkpoints_safely
 
 
 class UserError(Exception):
@@ -29,16 +29,18 @@ class UserError(Exception):
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command-line tool's ``main`` and exit: 0, or 2 with one line on stderr for a user's mistake."""
-    # onedl-mmengine falls back to unpickling a checkpoint unsafely; with this, torch refuses whoever asks.
-    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    load_checkpoints_safely()
     try:
-        with mmengine_types():
-            main()
+        main()
     except (UserError, CheckpointError) as error:
         sys.exit(_fail(str(error)))
-    except pickle.UnpicklingError as error:
-        sys.exit(_fail(f'a checkpoint holds more than weights and was refused: {str(error).splitlines()[0]}'))
+    except pickle.UnpicklingError as error:  # from a URL, which mmengine reads by itself
+        sys.exit(_fail(f'a checkpoint holds more than weights and was refused: {_first_line(error)}'))
     sys.exit(0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _fail(message: str) -> int:
@@ -72,13 +74,17 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UserError(f'config {args.config} does not exist; the ones that come with cvt_dense are in configs/')
     try:
         cfg = Config.fromfile(args.config)
-    except (SyntaxError, NameError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        raise UserError(f'config {args.config} cannot be read: {type(error).__name__}: {error}') from error
+    except Exception as error:  # a config is a program and may raise anything
+        raise UserError(f'config {args.config} cannot be read: {type(error).__name__}: {_first_line(error)}') from error
     if 'default_scope' not in cfg or 'model' not in cfg:
         raise UserError(f'config {args.config} is not a runnable one: it sets no model or no default_scope')
     if args.cfg_options:
         _check_override_paths(cfg, args.cfg_options)
-        cfg.merge_from_dict(args.cfg_options)
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except Exception as error:  # mmengine raises all kinds for a path that leads nowhere
+            options = ', '.join(args.cfg_options)
+            raise UserError(f'--cfg-options {options}: {type(error).__name__}: {_first_line(error)}') from error
     cfg.launcher = args.launcher
     if args.work_dir or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
@@ -192,7 +198,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     Raises:
         UserError: If the config does not say for which batch size its rate is.
     """
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
     cfg.auto_scale_lr.enable = True
 
@@ -208,15 +214,15 @@ def set_resume(cfg: Config, resume: str) -> None:
     Raises:
         UserError: If the file does not exist.
     """
-    cfg.resume = True
-    cfg.load_from = None if resume == 'auto' else resume
-    checkpoint = cfg.load_from
+    checkpoint: str | None = resume
     if resume == 'auto':
         checkpoint = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
-    if checkpoint is None:
-        print(f'nothing to resume in {cfg.work_dir}: starting afresh', file=sys.stderr)
-        return
+        if checkpoint is None:
+            print(f'nothing to resume in {cfg.work_dir}: starting afresh', file=sys.stderr)
+            return
     check_checkpoint(checkpoint)
+    cfg.resume = True
+    cfg.load_from = checkpoint
     # The checkpoint overwrites every weight, so the pre-trained ones need not be at hand any more.
     if 'backbone' in cfg.model:
         cfg.model.backbone.init_cfg = None
@@ -244,14 +250,15 @@ def dump_predictions(cfg: Config, out: str) -> None:
     Raises:
         UserError: If ``out`` does not end in ``.pkl`` for detection, or does for segmentation.
     """
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
     is_pickle = Path(out).suffix in ('.pkl', '.pickle')
     if cfg.default_scope == 'mmdet':
         if not is_pickle:
             raise UserError(f'--out of a detection config must be a .pkl file, got {out}')
-        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
         cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
     elif is_pickle:
         raise UserError(f'--out of a segmentation config must be a folder for label maps, got {out}')
     else:
-        cfg.test_evaluator.output_dir = out
-        cfg.test_evaluator.keep_results = True
+        for evaluator in evaluators:
+            evaluator.output_dir = out
+            evaluator.keep_results = True  # CityscapesMetric would clear the folder

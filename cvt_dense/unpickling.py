@@ -1,14 +1,20 @@
-"""What mmengine writes into a checkpoint beside the weights, for torch's safe unpickler to read, and nothing else."""
+"""Read mmengine's own checkpoints safely: weights and the training history beside them, and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
+
+from .checkpoints.sources import read
 
 
 @contextmanager
@@ -27,11 +33,43 @@ def mmengine_types() -> Iterator[None]:
     ]
     # A history names its own statistics through getattr, which is too powerful to be let through as it is.
     functions.append((_statistics_method, 'builtins.getattr'))
-    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions]):
+    # torch's own context manager forgets what an outer one had allowed.
+    before = get_safe_globals()
+    add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions])
+    try:
         yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
+
+
+def load_checkpoints_safely() -> None:
+    """Let mmengine, in this process, read checkpoints without running code that they carry.
+
+    onedl-mmengine falls back to an unsafe load of whatever the safe one refuses; upstream mmengine cannot resume with
+    torch 2.6 or later. Both read local files through :func:`read_checkpoint` from here on, and torch refuses unsafe
+    loads whoever asks for them.
+    """
+    CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def read_checkpoint(filename: str, map_location: Any = None) -> Mapping[str, Any]:
+    """Read a checkpoint that mmengine wrote.
+
+    Args:
+        filename: A local file.
+        map_location: Ignored, mmengine's loaders have it: tensors come on the CPU, and whoever loads them into a model
+            or an optimizer copies them to its device.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is damaged, or it holds more than mmengine writes.
+    """
+    with mmengine_types():
+        return read(Path(filename).expanduser())
 
 
 def _statistics_method(owner: Any, name: str) -> Callable:
     if owner is not HistoryBuffer or name.startswith('_'):
-        raise ValueError(f'refused to look up {name!r} while reading a checkpoint')
+        raise pickle.UnpicklingError(f'refused to look up {name!r} while reading a checkpoint')
     return getattr(HistoryBuffer, name)

@@ -19,7 +19,7 @@ from conftest import ROOT
 from golden import weights
 from PIL import Image
 
-from cvt_dense import CvTTrunk
+from cvt_dense import CvT, CvTTrunk
 
 MASK_RCNN, UPERNET = 'configs/maskrcnn_cvt13_fpn_coco.py', 'configs/upernet_cvt13_ade20k.py'
 # What makes a step short on a CPU: few small images and few proposals.
@@ -209,6 +209,17 @@ def test_a_segmentor_trains_is_killed_resumes_and_is_tested(data: Path, official
         ):
             assert ours.size == truth.size
     assert len(list(pictures.rglob('*.png'))) == 2
+
+    backbone = tmp_path / 'backbone.safetensors'
+    extracted = run('extract_backbone.py', work_dir / 'iter_3.pth', backbone, '--half')
+    assert extracted.returncode == 0, extracted.stderr
+    model = CvT('cvt-13', init_cfg=dict(type='Pretrained', checkpoint=str(backbone)))
+    model.init_weights()
+    trained = torch.load(work_dir / 'iter_3.pth', weights_only=False)['state_dict']
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, trained[f'backbone.{name}'], rtol=1e-3, atol=1e-6)
+    refused = run('extract_backbone.py', work_dir / 'iter_3.pth', backbone)
+    assert_one_line_error(refused, 'backbone.safetensors exists; overwrite it with --force')
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cvt_dense import launch
 from cvt_dense.checkpoints.formats import to_trunk
-from cvt_dense.checkpoints.sources import read
+from cvt_dense.unpickling import read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,7 +34,7 @@ def main() -> None:
     if out.exists() and not args.force:
         raise launch.UserError(f'{out} exists; overwrite it with --force')
     launch.check_checkpoint(args.checkpoint)
-    converted = to_trunk(read(Path(args.checkpoint)), prefix='backbone')
+    converted = to_trunk(read_checkpoint(args.checkpoint), prefix='backbone')
     if converted is None:
         raise launch.UserError(f'checkpoint {args.checkpoint} holds no CvT backbone')
     tensors = {

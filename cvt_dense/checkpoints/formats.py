@@ -62,7 +62,7 @@ def from_transformers(state_dict: Mapping[str, Tensor]) -> StateDict:
 
 def is_official(state_dict: Mapping[str, Any]) -> bool:
     """Whether the keys are the trunk's own, which are those of the authors' files."""
-    return 'stage0.patch_embed.proj.weight' in state_dict
+    return any(re.match(r'stage\d+\.(patch_embed|blocks)\.', key) for key in state_dict)
 
 
 def unwrap(checkpoint: Mapping[str, Any], prefix: str | None = None) -> StateDict:
@@ -72,14 +72,13 @@ def unwrap(checkpoint: Mapping[str, Any], prefix: str | None = None) -> StateDic
         checkpoint: A state dict, or a dict that holds one under ``state_dict`` or ``model``.
         prefix: What the backbone's names begin with; by default ``module.`` and ``backbone.`` are found by themselves.
     """
-    for container in _CONTAINERS:
-        if isinstance(checkpoint.get(container), Mapping):
-            checkpoint = checkpoint[container]
-    tensors = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    while container := next((c for c in _CONTAINERS if isinstance(checkpoint.get(c), Mapping)), None):
+        checkpoint = checkpoint[container]
+    tensors = {key: value for key, value in checkpoint.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if prefix is not None:
-        return _below(tensors, prefix.rstrip('.') + '.')
-    for wrapper in _WRAPPERS:
-        tensors = _below(tensors, wrapper) or tensors
+        return _below(tensors, f'{prefix.rstrip(".")}.') if prefix else tensors
+    while inner := next((inner for wrapper in _WRAPPERS if (inner := _below(tensors, wrapper))), None):
+        tensors = inner
     return tensors
 
 

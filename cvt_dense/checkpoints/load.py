@@ -55,7 +55,7 @@ def load_pretrained(model: CvTTrunk, checkpoint: str, prefix: str | None = None)
         raise CheckpointError(f'checkpoint {checkpoint} holds no CvT weights {where}')
     tensors, format_name = converted
     expected = model.state_dict()
-    problems = _misfits(tensors, expected, model.num_stages)
+    problems = _misfits(tensors, expected, model)
     if problems:
         hint = _variant_hint(tensors, model.arch)
         raise CheckpointError(f'checkpoint {checkpoint} does not fit the model{hint}: {"; ".join(problems)}')
@@ -65,7 +65,7 @@ def load_pretrained(model: CvTTrunk, checkpoint: str, prefix: str | None = None)
     return LoadReport(checkpoint, format_name, len(loaded), tuple(left_over))
 
 
-def _misfits(tensors: StateDict, expected: Mapping[str, Tensor], num_stages: int) -> list[str]:
+def _misfits(tensors: StateDict, expected: Mapping[str, Tensor], model: CvTTrunk) -> list[str]:
     """What keeps tensors from covering a trunk: missing, misshapen or surplus ones, and non-finite values."""
     required = [k for k in expected if _TRUNK_KEY.match(k) and not k.endswith('.num_batches_tracked')]
     missing = [key for key in required if key not in tensors]
@@ -74,11 +74,12 @@ def _misfits(tensors: StateDict, expected: Mapping[str, Tensor], num_stages: int
         for key, tensor in expected.items()
         if key in tensors and tensors[key].shape != tensor.shape
     ]
-    # A stage that the model does not build may be left over; a deeper stage than the model's may not.
+    # A stage of the architecture that this model does not build may be left over, nothing else of a trunk may.
+    not_built = range(model.num_stages, model.arch.num_stages)
     surplus = [
         key
         for key in tensors.keys() - expected.keys()
-        if (match := _TRUNK_KEY.match(key)) and int(match.group(1)) < num_stages
+        if (match := _TRUNK_KEY.match(key)) and int(match.group(1)) not in not_built
     ]
     infinite = [key for key in expected if key in tensors and not tensors[key].isfinite().all()]
     lists = {
@@ -102,7 +103,7 @@ def _variant_hint(tensors: StateDict, wanted: Arch) -> str:
 
 
 def _variant(depths: tuple[int, ...], embeddings: Iterable[Tensor | None]) -> str | None:
-    dims = tuple(weight.shape[0] for weight in embeddings if weight is not None)
+    dims = tuple(weight.shape[0] for weight in embeddings if weight is not None and weight.ndim)
     return next((name for name, a in ARCHS.items() if (a.depths, a.embed_dims) == (depths, dims)), None)
 
 

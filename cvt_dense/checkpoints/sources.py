@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -68,11 +66,10 @@ def fetch(checkpoint: str) -> Path:
     published = PUBLISHED[checkpoint]
     try:
         return Path(hf_hub_download(published.repo, 'pytorch_model.bin'))
-    # An unreachable Hub and offline mode are OSErrors too.
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # versions of huggingface_hub differ in their HTTP library, and so in its errors
         raise CheckpointError(
             f'checkpoint {checkpoint!r} could not be downloaded from {published.repo} on the Hugging Face Hub '
-            f'({_first_line(error)}). Without network, either give a local copy of {published.filename}: '
+            f'({_reason(error)}). Without network, either give a local copy of {published.filename}: '
             f'--cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from scratch: '
             f'--cfg-options model.backbone.init_cfg=None'
         ) from error
@@ -88,15 +85,20 @@ def read(path: Path) -> Mapping[str, Any]:
         if path.suffix == '.safetensors':
             return load_file(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f'checkpoint {path} cannot be read as plain weights: {_first_line(error)} '
-            f'(a damaged or incomplete file, or not a checkpoint)'
+            f'checkpoint {path} was refused: it is damaged, or holds more than plain weights ({_reason(error)})'
+        ) from error
+    except Exception as error:  # what a damaged file makes a reader stumble over can be anything
+        raise CheckpointError(
+            f'checkpoint {path} is damaged, incomplete or no checkpoint: {type(error).__name__}: {_reason(error)}'
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__} where a state dict was expected')
     return content
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """The line of an error's message that says what happened; torch puts advice before it."""
+    text = str(error).rpartition('WeightsUnpickler error:')[2].strip() or type(error).__name__
+    return text.splitlines()[0]

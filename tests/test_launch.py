@@ -1,0 +1,495 @@
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from cvt_dense import launch
+from cvt_dense.checkpoints import CheckpointError
+from cvt_dense.launch import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = """
+default_scope = 'mmdet'
+model = dict(type='X', backbone=dict(type='CvT', arch='cvt-13', init_cfg=dict(type='Pretrained', checkpoint='x')))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.1))
+param_scheduler = [dict(type='LinearLR', end=5), dict(type='MultiStepLR', milestones=[8, 11])]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What launch sets is set back after each test."""
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+
+
+def load(tmp_path: Path, text: str = CONFIG, name: str = 'config.py', **settings: Any) -> Config:
+    (tmp_path / name).write_text(text)
+    return launch.load_config(parse(str(tmp_path / name), **settings))
+
+
+def parse(config: str, **settings: Any) -> argparse.Namespace:
+    defaults = dict(cfg_options=None, work_dir=None, launcher='none', local_rank=0)
+    return argparse.Namespace(**(dict(config=config) | defaults | settings))
+
+
+def message(error: pytest.ExceptionInfo) -> str:
+    """The message, which must be one line."""
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_a_config_is_read_with_overrides(tmp_path: Path) -> None:
+    options = {'model.backbone.init_cfg': None, 'param_scheduler.0.end': 7, 'randomness.seed': 1}
+    cfg = load(tmp_path, cfg_options=options, launcher='pytorch')
+    assert cfg.model.backbone.init_cfg is None
+    assert (cfg.param_scheduler[0].end, cfg.randomness.seed) == (7, 1)
+    assert cfg.launcher == 'pytorch'
+
+
+def test_overrides_of_the_command_line_are_understood(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    launch.add_common_arguments(parser)
+    (tmp_path / 'config.py').write_text(CONFIG)
+    options = ['model.backbone.init_cfg=None', 'model.backbone.out_indices=[0,1]', 'optim_wrapper.optimizer.lr=1e-3']
+    args = parser.parse_args([str(tmp_path / 'config.py'), '--local-rank', '3', '--cfg-options', *options])
+    cfg = launch.load_config(args)
+    assert cfg.model.backbone.init_cfg is None
+    assert cfg.model.backbone.out_indices == [0, 1]
+    assert cfg.optim_wrapper.optimizer.lr == 1e-3
+
+
+def test_the_launchers_rank_counts_more_than_the_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(tmp_path, local_rank=3)
+    assert os.environ['LOCAL_RANK'] == '0'
+    monkeypatch.delenv('LOCAL_RANK')
+    load(tmp_path, local_rank=3)
+    assert os.environ['LOCAL_RANK'] == '3'
+
+
+@pytest.mark.parametrize(
+    ('of_config', 'of_argument', 'expected'),
+    [
+        (None, None, os.path.join('work_dirs', 'config')),
+        ('a', None, 'a'),
+        ('a', 'b', 'b'),
+        (None, 'b', 'b'),
+    ],
+)
+def test_the_work_directory(tmp_path: Path, of_config: str | None, of_argument: str | None, expected: str) -> None:
+    cfg = load(tmp_path, CONFIG + f'work_dir = {of_config!r}\n', work_dir=of_argument)
+    assert cfg.work_dir == expected
+
+
+@pytest.mark.parametrize('name', ['missing.py', '.'])
+def test_a_missing_config_says_where_the_configs_are(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r'does not exist; .+ configs/') as error:
+        launch.load_config(parse(str(tmp_path / name)))
+    assert str(tmp_path / name) in message(error)
+
+
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        ('model = dict(\n', 'SyntaxError'),
+        ("_base_ = 'missing.py'\n" + CONFIG, 'missing.py'),
+        ('x = undefined\n', 'NameError'),
+        (
+            "custom_imports = dict(imports=['no_such_package'], allow_failed_imports=False)\n" + CONFIG,
+            'no_such_package',
+        ),
+        ('x = 1 / 0\n' + CONFIG, 'ZeroDivisionError'),
+        ('x = [][1]\n' + CONFIG, 'IndexError'),
+        ('import os\nx = os.no_such_attribute\n' + CONFIG, 'no_such_attribute'),
+        ('x = {{_base_.missing}}\n' + CONFIG, 'missing'),
+    ],
+)
+def test_a_broken_config_says_what_is_wrong(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(UserError, match='cannot be read') as error:
+        load(tmp_path, text)
+    assert 'config.py' in message(error)
+    assert reason in message(error)
+
+
+@pytest.mark.parametrize(('name', 'text'), [('a.yaml', 'a: [1\n'), ('a.json', '{"a":'), ('a.txt', 'x'), ('a.py', '\0')])
+def test_a_config_of_another_kind_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(UserError, match='cannot be read') as error:
+        load(tmp_path, text, name)
+    assert name in message(error)
+
+
+@pytest.mark.parametrize('text', ['x = 1\n', "default_scope = 'mmdet'\n", "model = dict(type='X')\n"])
+def test_a_part_of_a_config_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match='sets no model or no default_scope'):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize('option', ['modle.backbone.arch', 'modle'])
+def test_an_override_that_nothing_would_read_is_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match=f"--cfg-options {option}: neither the config nor the Runner .+ 'modle'"):
+        load(tmp_path, cfg_options={option: 'cvt-21'})
+
+
+@pytest.mark.parametrize(
+    'option', ['param_scheduler.5.end', 'param_scheduler.end', 'model.backbone.arch.depths', 'default_scope.0']
+)
+def test_an_override_that_leads_nowhere_is_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(tmp_path, cfg_options={option: 1})
+    assert option in message(error)
+
+
+def detection(root: Path) -> dict[str, Any]:
+    return dict(
+        type='CocoDataset',
+        data_root=str(root),
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='images/training/'),
+    )
+
+
+def segmentation(root: Path) -> dict[str, Any]:
+    return dict(data_root=str(root), data_prefix=dict(img_path='images', seg_map_path='labels'))
+
+
+def configured(dataset: dict[str, Any] | None, split: str = 'train', **settings: Any) -> Config:
+    loader = None if dataset is None else dict(batch_size=1, dataset=dataset)
+    return Config({f'{split}_dataloader': loader, 'data_hint': 'make it thus', **settings})
+
+
+def test_missing_data_is_named_from_the_outside_in(tmp_path: Path) -> None:
+    root = tmp_path / 'data'
+    cfg = configured(detection(root))
+    annotations, images = root / 'annotations' / 'train.json', root / 'images' / 'training'
+
+    def missing() -> str:
+        with pytest.raises(UserError) as error:
+            launch.check_data(cfg, ('train',))
+        return message(error)
+
+    assert missing() == f'data root {root} does not exist; make it thus'
+    annotations.parent.mkdir(parents=True)
+    assert missing() == f'annotation file {annotations} does not exist; make it thus'
+    annotations.touch()
+    assert missing() == f'img folder {images} does not exist; make it thus'
+    images.mkdir(parents=True)
+    launch.check_data(cfg, ('train',))
+
+
+def test_of_segmentation_both_folders_are_needed(tmp_path: Path) -> None:
+    (tmp_path / 'images').mkdir()
+    cfg = configured(segmentation(tmp_path))
+    with pytest.raises(UserError, match=f'seg_map_path folder {tmp_path}/labels does not exist; make it thus'):
+        launch.check_data(cfg, ('train',))
+    (tmp_path / 'labels').mkdir()
+    launch.check_data(cfg, ('train',))
+
+
+def test_without_a_hint_the_data_root_is_the_hint(tmp_path: Path) -> None:
+    cfg = Config(dict(train_dataloader=dict(dataset=detection(tmp_path / 'data'))))
+    with pytest.raises(UserError, match='set data_root in the config'):
+        launch.check_data(cfg, ('train',))
+
+
+def test_an_absolute_annotation_file_and_no_data_root_will_do(tmp_path: Path) -> None:
+    (tmp_path / 'a.json').touch()
+    dataset = dict(ann_file=str(tmp_path / 'a.json'), data_prefix=dict(img=str(tmp_path), seg=None))
+    launch.check_data(configured(dataset), ('train',))
+    launch.check_data(configured(dataset | dict(data_root=None, data_prefix=dict())), ('train',))
+
+
+def test_only_the_splits_that_are_used_are_looked_at(tmp_path: Path) -> None:
+    cfg = configured(detection(tmp_path / 'data'), split='val')
+    launch.check_data(cfg, ('train', 'test'))
+    with pytest.raises(UserError):
+        launch.check_data(cfg, ('train', 'val'))
+    launch.check_data(configured(None), ('train',))
+
+
+WRAPPERS: list[Callable[..., dict[str, Any]]] = [
+    lambda good, bad: dict(type='RepeatDataset', times=3, dataset=bad),
+    lambda good, bad: dict(type='ConcatDataset', datasets=[good, bad]),
+    lambda good, bad: dict(type='ConcatDataset', datasets=(bad, good)),
+    lambda good, bad: dict(type='MultiImageMixDataset', dataset=dict(type='ConcatDataset', datasets=[good, bad])),
+    lambda good, bad: dict(type='ConcatDataset', datasets=[good, dict(type='RepeatDataset', times=2, dataset=bad)]),
+]
+
+
+@pytest.mark.parametrize('wrap', WRAPPERS)
+def test_wrapped_datasets_are_looked_into(tmp_path: Path, wrap: Callable[..., dict[str, Any]]) -> None:
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'labels').mkdir()
+    good, bad = segmentation(tmp_path), detection(tmp_path / 'missing')
+    with pytest.raises(UserError, match=f'data root {tmp_path}/missing does not exist'):
+        launch.check_data(configured(wrap(good, bad)), ('train',))
+    launch.check_data(configured(wrap(good, good)), ('train',))
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / 'a.pth', tmp_path):
+        with pytest.raises(UserError, match=f'checkpoint {path} does not exist'):
+            launch.check_checkpoint(str(path))
+    (tmp_path / 'a.pth').touch()
+    launch.check_checkpoint(str(tmp_path / 'a.pth'))
+    launch.check_checkpoint('https://example.org/a.pth')
+
+
+def test_resuming_from_a_file_needs_no_pretrained_weights(tmp_path: Path) -> None:
+    (tmp_path / 'epoch_3.pth').touch()
+    cfg = load(tmp_path, CONFIG + "load_from = 'other.pth'\n")
+    launch.set_resume(cfg, str(tmp_path / 'epoch_3.pth'))
+    assert cfg.resume is True
+    assert cfg.load_from == str(tmp_path / 'epoch_3.pth')
+    assert cfg.model.backbone.init_cfg is None
+
+
+def test_resuming_from_a_missing_file_is_refused(tmp_path: Path) -> None:
+    cfg = load(tmp_path)
+    with pytest.raises(UserError, match=r'epoch_4.pth does not exist'):
+        launch.set_resume(cfg, str(tmp_path / 'epoch_4.pth'))
+
+
+def test_resuming_by_itself_takes_the_newest_checkpoint(tmp_path: Path) -> None:
+    work_dir = tmp_path / 'run'
+    work_dir.mkdir()
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
+    cfg = load(tmp_path, work_dir=str(work_dir))
+    with pytest.raises(UserError, match=r'epoch_2.pth does not exist'):
+        launch.set_resume(cfg, 'auto')
+    (work_dir / 'epoch_2.pth').touch()
+    launch.set_resume(cfg, 'auto')
+    assert cfg.resume is True
+    assert cfg.load_from == str(work_dir / 'epoch_2.pth')
+    assert cfg.model.backbone.init_cfg is None
+
+
+@pytest.mark.parametrize('exists', [True, False])
+def test_with_nothing_to_resume_the_run_starts_from_pretrained_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], exists: bool
+) -> None:
+    work_dir = tmp_path / 'run'
+    if exists:
+        work_dir.mkdir()
+    cfg = load(tmp_path, work_dir=str(work_dir))
+    launch.set_resume(cfg, 'auto')
+    assert not cfg.get('resume')
+    assert not cfg.get('load_from')
+    assert cfg.model.backbone.init_cfg.checkpoint == 'x'
+    assert f'nothing to resume in {work_dir}: starting afresh' in capsys.readouterr().err
+
+
+def sync_bn_model() -> Config:
+    sync = dict(type='SyncBN', requires_grad=True)
+    return Config(
+        dict(
+            model=dict(
+                type='X',
+                backbone=dict(type='Y', norm_cfg=sync),
+                neck=[dict(norm_cfg=sync), dict(norm_cfg=dict(type='GN'))],
+                head=dict(heads=(dict(norm_cfg=sync),)),
+            )
+        )
+    )
+
+
+def test_without_a_gpu_every_sync_bn_becomes_a_bn_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg = sync_bn_model()
+    launch.use_batchnorm_without_gpu(cfg)
+    assert cfg.model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
+    assert [neck.norm_cfg.type for neck in cfg.model.neck] == ['BN', 'GN']
+    assert cfg.model.head.heads[0].norm_cfg.type == 'BN'
+    assert 'no GPU: 3 SyncBN settings' in capsys.readouterr().err
+    launch.use_batchnorm_without_gpu(cfg)
+    assert capsys.readouterr().err == ''
+
+
+def test_with_a_gpu_sync_bn_stays(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    cfg = sync_bn_model()
+    launch.use_batchnorm_without_gpu(cfg)
+    assert cfg.model.backbone.norm_cfg.type == 'SyncBN'
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+    ('bf16', 'expected'),
+    [(True, dict(dtype='bfloat16', loss_scale=1.0)), (False, dict(dtype='float16', loss_scale='dynamic'))],
+)
+@pytest.mark.parametrize('wrapper', [dict(), dict(type='OptimWrapper'), dict(type='AmpOptimWrapper')])
+def test_amp_takes_the_precision_that_there_is(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: dict[str, Any], wrapper: dict[str, str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: bf16)
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='AdamW'), **wrapper)))
+    launch.enable_amp(cfg)
+    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', optimizer=dict(type='AdamW'), **expected)
+
+
+def test_amp_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
+    with pytest.raises(UserError, match='--amp needs a GPU'):
+        launch.enable_amp(cfg)
+    assert cfg.optim_wrapper == dict(type='OptimWrapper')
+
+
+def test_amp_with_a_special_wrapper_is_refused() -> None:
+    with pytest.raises(UserError, match='not with the DeepSpeedOptimWrapper of the config'):
+        launch.enable_amp(Config(dict(optim_wrapper=dict(type='DeepSpeedOptimWrapper'))))
+
+
+def test_the_rate_is_scaled_if_the_config_says_for_which_batch_size_it_is() -> None:
+    cfg = Config(dict(auto_scale_lr=dict(base_batch_size=16, enable=False)))
+    launch.enable_auto_scale_lr(cfg)
+    assert cfg.auto_scale_lr == dict(base_batch_size=16, enable=True)
+
+
+@pytest.mark.parametrize('settings', [dict(), dict(auto_scale_lr=dict(enable=False)), dict(auto_scale_lr=None)])
+def test_without_a_batch_size_the_rate_cannot_be_scaled(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r'--auto-scale-lr needs auto_scale_lr.base_batch_size'):
+        launch.enable_auto_scale_lr(Config(settings))
+
+
+def evaluation(scope: str, evaluator: Any) -> Config:
+    hooks = dict(visualization=dict(type='VisualizationHook'))
+    visualizer = dict(type='LocalVisualizer')
+    return Config(
+        dict(default_scope=scope, default_hooks=hooks, visualizer=visualizer, test_evaluator=evaluator, val_evaluator=1)
+    )
+
+
+def test_pictures_of_detection_go_to_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = evaluation('mmdet', dict())
+    launch.draw_predictions(cfg, 'pictures')
+    hook = cfg.default_hooks.visualization
+    assert (hook.draw, hook.interval, hook.test_out_dir) == (True, 1, str(tmp_path / 'pictures'))
+
+
+def test_pictures_of_segmentation_go_to_the_folder() -> None:
+    cfg = evaluation('mmseg', dict())
+    launch.draw_predictions(cfg, 'pictures')
+    hook = cfg.default_hooks.visualization
+    assert (hook.draw, hook.interval, cfg.visualizer.save_dir) == (True, 1, 'pictures')
+    assert 'test_out_dir' not in hook
+
+
+@pytest.mark.parametrize('evaluator', [dict(type='CocoMetric'), [dict(type='CocoMetric')]])
+@pytest.mark.parametrize('out', ['a.pkl', 'a.pickle'])
+def test_predictions_of_detection_are_dumped_beside_the_metrics(evaluator: Any, out: str) -> None:
+    cfg = evaluation('mmdet', evaluator)
+    launch.dump_predictions(cfg, out)
+    assert cfg.test_evaluator == [dict(type='CocoMetric'), dict(type='DumpDetResults', out_file_path=out)]
+
+
+def test_the_toolkit_can_dump_to_every_name_that_is_let_through(tmp_path: Path) -> None:
+    from mmdet.registry import METRICS
+
+    for out in ('a.pkl', 'a.pickle'):
+        cfg = evaluation('mmdet', dict(type='CocoMetric'))
+        launch.dump_predictions(cfg, str(tmp_path / out))
+        METRICS.build(dict(cfg.test_evaluator[1], _scope_='mmdet'))
+
+
+@pytest.mark.parametrize('evaluator', [dict(type='IoUMetric'), [dict(type='IoUMetric')]])
+def test_label_maps_of_segmentation_are_kept_in_a_folder(evaluator: Any) -> None:
+    cfg = evaluation('mmseg', evaluator)
+    launch.dump_predictions(cfg, 'maps')
+    metric = cfg.test_evaluator[0] if isinstance(evaluator, list) else cfg.test_evaluator
+    assert metric == dict(type='IoUMetric', output_dir='maps', keep_results=True)
+
+
+@pytest.mark.parametrize(('scope', 'out'), [('mmdet', 'folder'), ('mmdet', 'a.json'), ('mmseg', 'a.pkl')])
+def test_predictions_of_the_wrong_kind_are_refused(scope: str, out: str) -> None:
+    with pytest.raises(UserError, match=f'--out .+ got {out}'):
+        launch.dump_predictions(evaluation(scope, dict()), out)
+
+
+def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """Exit code and lines on stderr of a run."""
+    with pytest.raises(SystemExit) as exit_:
+        launch.run(main)
+    return exit_.value.code, capsys.readouterr().err.splitlines()
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def test_a_run_that_ends_well_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(lambda: None, capsys) == (0, [])
+
+
+@pytest.mark.parametrize('error', [UserError('mend this'), CheckpointError('mend this')])
+def test_a_users_mistake_exits_with_2_and_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(raising(error), capsys) == (2, ['error: mend this'])
+
+
+def test_a_refused_pickle_exits_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = ended(raising(pickle.UnpicklingError('not allowed\nmore')), capsys)
+    assert (code, lines) == (2, ['error: a checkpoint holds more than weights and was refused: not allowed'])
+
+
+def test_an_empty_unpickling_error_exits_with_2_too(capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = ended(raising(pickle.UnpicklingError()), capsys)
+    assert (code, len(lines)) == (2, 1)
+
+
+def test_a_bug_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        launch.run(raising(ZeroDivisionError()))
+
+
+def test_mmengine_does_not_run_code_in_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Callable, tuple[str]]:
+            return os.system, (f'touch {tmp_path / "created"}',)
+
+    torch.save({'state_dict': {}, 'meta': Payload()}, tmp_path / 'a.pth')
+    code, lines = ended(lambda: _load_checkpoint(str(tmp_path / 'a.pth')), capsys)
+    assert not (tmp_path / 'created').exists()
+    assert code == 2
+    assert 'a.pth was refused: it is damaged, or holds more than plain weights' in lines[-1]
+    assert 'Traceback' not in ''.join(lines)
+
+
+def test_a_damaged_checkpoint_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({'state_dict': {'a': torch.zeros(100)}}, tmp_path / 'a.pth')
+    whole = (tmp_path / 'a.pth').read_bytes()
+    (tmp_path / 'a.pth').write_bytes(whole[: len(whole) // 2])
+
+    def main() -> None:
+        launch.check_checkpoint(str(tmp_path / 'a.pth'))
+        _load_checkpoint(str(tmp_path / 'a.pth'))
+
+    code, lines = ended(main, capsys)
+    assert code == 2
+    assert 'a.pth' in lines[-1]
+
+
+def test_a_tool_ends_with_one_line_and_2() -> None:
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'train.py'), 'missing.py']
+    env = os.environ | {'PYTHONPATH': str(ROOT)}
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        'error: config missing.py does not exist; the ones that come with cvt_dense are in configs/'
+    ]

@@ -9,6 +9,7 @@ import argparse
 import inspect
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any, NoReturn
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from .checkpoints import CheckpointError
-from .unpickling import load_checkpoints_safely
+from .unpickling import load_checkpoints_safely, read_checkpoint
 
 
 class UserError(Exception):
@@ -212,11 +213,11 @@ def set_resume(cfg: Config, resume: str) -> None:
             none).
 
     Raises:
-        UserError: If the file does not exist.
+        UserError: If the file does not exist, or the work directory has checkpoints and none of them can be read.
     """
     checkpoint: str | None = resume
     if resume == 'auto':
-        checkpoint = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        checkpoint = _newest_checkpoint(Path(cfg.work_dir))
         if checkpoint is None:
             print(f'nothing to resume in {cfg.work_dir}: starting afresh', file=sys.stderr)
             return
@@ -226,6 +227,30 @@ def set_resume(cfg: Config, resume: str) -> None:
     # The checkpoint overwrites every weight, so the pre-trained ones need not be at hand any more.
     if 'backbone' in cfg.model:
         cfg.model.backbone.init_cfg = None
+
+
+def _newest_checkpoint(work_dir: Path) -> str | None:
+    """The newest whole checkpoint of a work directory, ``None`` if there never was one.
+
+    mmengine notes the newest one in a file of its own. A run that was killed between the two writes, or a folder that
+    was moved since, leaves a note that is empty or leads nowhere; then the checkpoints themselves are looked through.
+    """
+    note = work_dir / 'last_checkpoint'
+    noted = note.read_text().strip() if note.is_file() else ''
+    if '://' in noted or (noted and Path(noted).is_file()):
+        return noted
+    numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem) for path in work_dir.glob('*.pth')}
+    numbers = {path: int(match[1]) for path, match in numbered.items() if match}
+    for path in sorted(numbers, key=numbers.__getitem__, reverse=True):
+        try:
+            read_checkpoint(str(path))
+        except CheckpointError as error:
+            print(f'skipped while looking for a checkpoint to resume from: {error}', file=sys.stderr)
+        else:
+            return str(path)
+    if numbers:
+        raise UserError(f'no checkpoint in {work_dir} can be read; start afresh in another folder with --work-dir')
+    return noted or None
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -274,6 +274,33 @@ def test_resuming_by_itself_takes_the_newest_checkpoint(tmp_path: Path) -> None:
     assert cfg.model.backbone.init_cfg is None
 
 
+@pytest.mark.parametrize('note', [None, '', 'elsewhere/epoch_10.pth'])
+def test_resuming_by_itself_finds_its_way_after_a_kill_between_writes(tmp_path: Path, note: str | None) -> None:
+    for name in ('epoch_9', 'epoch_10', 'best_coco_bbox_mAP_epoch_12'):
+        torch.save(dict(state_dict={}), tmp_path / f'{name}.pth')
+    if note is not None:
+        (tmp_path / 'last_checkpoint').write_text(note)
+    cfg = load(tmp_path, work_dir=str(tmp_path))
+    launch.set_resume(cfg, 'auto')
+    assert cfg.load_from == str(tmp_path / 'epoch_10.pth')
+
+
+def test_resuming_by_itself_passes_over_what_was_half_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (500, 1000):
+        torch.save(dict(state_dict=dict(weight=torch.zeros(1000))), tmp_path / f'iter_{number}.pth')
+    with open(tmp_path / 'iter_1000.pth', 'r+b') as file:
+        file.truncate(1000)
+    cfg = load(tmp_path, work_dir=str(tmp_path))
+    launch.set_resume(cfg, 'auto')
+    assert cfg.load_from == str(tmp_path / 'iter_500.pth')
+    assert f'checkpoint {tmp_path / "iter_1000.pth"} is damaged' in capsys.readouterr().err
+    (tmp_path / 'iter_500.pth').write_bytes(b'')
+    with pytest.raises(UserError, match=f'no checkpoint in {tmp_path} can be read'):
+        launch.set_resume(cfg, 'auto')
+
+
 @pytest.mark.parametrize('exists', [True, False])
 def test_with_nothing_to_resume_the_run_starts_from_pretrained_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], exists: bool

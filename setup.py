@@ -112,6 +112,8 @@ try:
             'timm>=1.0',
             'safetensors>=0.4',
             'huggingface_hub>=0.20',
+            'filelock',
+            'tqdm',
             'numpy>=1.22',
         ],
         extras_require={

@@ -1,7 +1,7 @@
 """CvT (Convolutional vision Transformer, arXiv 2103.15808) as a backbone for dense prediction.
 
-Importing the package registers ``CvT`` in mmengine's root registry, if mmengine is installed; the trunk itself needs
-nothing but PyTorch and timm.
+Importing the package registers ``cvt_13``, ``cvt_21`` and ``cvt_w24`` in timm and, if mmengine is installed, ``CvT``
+in its root registry; the trunk itself needs nothing but PyTorch and timm.
 """
 
 from importlib.util import find_spec
@@ -9,13 +9,14 @@ from typing import Any
 
 from .arch import ARCHS, Arch
 from .checkpoints import CheckpointError, load_pretrained
+from .timm_models import CvTClassifier
 from .trunk import CvTTrunk
 from .version import __version__
 
 if find_spec('mmengine'):
     from .backbone import CvT
 
-__all__ = ['ARCHS', 'Arch', 'CheckpointError', 'CvT', 'CvTTrunk', '__version__', 'load_pretrained']
+__all__ = ['ARCHS', 'Arch', 'CheckpointError', 'CvT', 'CvTClassifier', 'CvTTrunk', '__version__', 'load_pretrained']
 
 
 def __getattr__(name: str) -> Any:

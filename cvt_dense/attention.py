@@ -22,5 +22,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_head
     Returns:
         ``(N, Lq, C)``.
     """
-    heads = (tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2) for tokens in (query, key, value))
-    return F.scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2).flatten(2)
+    query = query.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    key = key.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    value = value.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).flatten(2)

@@ -82,19 +82,16 @@ class ConvAttention(nn.Module):
 
     def forward(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:
         """Attend: ``(N, L, dim)`` tokens of a map of ``size`` to tokens of the same shape."""
-        cls_token, tokens = tokens.split((int(self.with_cls_token), size[0] * size[1]), dim=1)
-        x = tokens_to_map(tokens, size)
-
-        def project(conv: ConvProjection, linear: nn.Linear) -> torch.Tensor:
-            projected = map_to_tokens(conv(x))
-            if self.with_cls_token:
-                projected = torch.cat((cls_token.to(projected.dtype), projected), dim=1)
-            return linear(projected)
-
-        query = project(self.conv_proj_q, self.proj_q)
-        key = project(self.conv_proj_k, self.proj_k)
-        value = project(self.conv_proj_v, self.proj_v)
+        num_prefix = int(self.with_cls_token)
+        cls_token, x = tokens[:, :num_prefix], tokens_to_map(tokens[:, num_prefix:], size)
+        query = self.proj_q(self._join(cls_token, self.conv_proj_q(x)))
+        key = self.proj_k(self._join(cls_token, self.conv_proj_k(x)))
+        value = self.proj_v(self._join(cls_token, self.conv_proj_v(x)))
         return self.proj(attend(query, key, value, self.num_heads, self.scale))
+
+    def _join(self, cls_token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        tokens = map_to_tokens(x)
+        return torch.cat((cls_token.to(tokens.dtype), tokens), dim=1) if self.with_cls_token else tokens
 
 
 class Block(nn.Module):

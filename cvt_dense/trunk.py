@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,48 +12,112 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .arch import Arch, PerBlock, drop_path_rates, get_arch, per_block
-from .layers import Block, ConvEmbed, tokens_to_map
+from .layers import Block, ConvEmbed, Size, tokens_to_map
 
 #: Below this the deepest map has no pixel left for a sub-sampled key.
 MIN_SIZE = 16
 
 
 class Stage(nn.Module):
-    """One stage of CvT: convolutional token embedding, then blocks; a cls token where the variant has one."""
+    """One stage of CvT: convolutional token embedding, then blocks; a cls token where the variant has one.
+
+    Attributes:
+        with_cp: Recompute each block in the backward pass instead of keeping its activations.
+    """
 
     def __init__(self, patch_embed: ConvEmbed, blocks: list[Block], cls_token_dim: int | None = None) -> None:
         super().__init__()
         self.patch_embed = patch_embed
         self.cls_token = None if cls_token_dim is None else nn.Parameter(torch.zeros(1, 1, cls_token_dim))
         self.blocks = nn.ModuleList(blocks)
+        self.num_prefix_tokens = 0 if cls_token_dim is None else 1
+        self.with_cp = False
 
-    def forward(self, x: torch.Tensor, with_cp: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Size]:
         """Compute the stage.
 
         Args:
             x: ``(N, C_in, H_in, W_in)``, any memory layout.
-            with_cp: Recompute each block in the backward pass instead of keeping its activations.
 
         Returns:
-            The map, ``(N, C, H, W)`` (channels-last in memory), and the cls token, ``(N, C)``, or None.
+            The tokens, ``(N, H * W, C)`` or, with a cls token in front, ``(N, 1 + H * W, C)``; and ``(H, W)``.
         """
         tokens, size = self.patch_embed(x)
         if self.cls_token is not None:
-            tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
+            cls_token = self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+            tokens = torch.cat((cls_token, tokens), dim=1)
         for block in self.blocks:
-            if with_cp and torch.is_grad_enabled():
-                tokens = checkpoint(
-                    block,
-                    tokens,
-                    size,
-                    use_reentrant=False,
-                    context_fn=lambda b=block: _recompute_contexts(b),
-                )
+            if self.with_cp and not torch.jit.is_scripting():
+                tokens = _recomputed(block, tokens, size)
             else:
                 tokens = block(tokens, size)
-        if self.cls_token is None:
-            return tokens_to_map(tokens, size), None
-        return tokens_to_map(tokens[:, 1:], size), tokens[:, 0]
+        return tokens, size
+
+    def to_map(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:
+        """View the stage's tokens, less the cls token, as an ``(N, C, H, W)`` map (channels-last in memory)."""
+        return tokens_to_map(tokens[:, self.num_prefix_tokens :], size)
+
+
+def build_stages(
+    arch: Arch, in_channels: int = 3, drop_path_rate: PerBlock = 0.0, num_stages: int | None = None
+) -> list[Stage]:
+    """Build the stages of a variant with fresh weights.
+
+    Args:
+        arch: The variant.
+        in_channels: Channels of the image.
+        drop_path_rate: As :func:`~cvt_dense.arch.drop_path_rates` takes it.
+        num_stages: Only the first so many; all by default. The last stage of the variant has the cls token.
+
+    Raises:
+        ValueError: If the drop-path rate is wrong.
+    """
+    mlp_ratio = per_block(arch.mlp_ratio, arch.depths, 'mlp_ratio')
+    kv_stride = per_block(arch.kv_stride, arch.depths, 'kv_stride')
+    drop_path = drop_path_rates(drop_path_rate, arch.depths)
+    stages = []
+    for index in range(arch.num_stages if num_stages is None else num_stages):
+        dim, heads = arch.embed_dims[index], arch.num_heads[index]
+        with_cls_token = index == arch.num_stages - 1
+        if index == 0:
+            patch_embed = ConvEmbed(in_channels, dim, kernel_size=7, stride=4, padding=2)
+        else:
+            patch_embed = ConvEmbed(arch.embed_dims[index - 1], dim, kernel_size=3, stride=2, padding=1)
+        blocks = [
+            Block(dim, heads, *settings, with_cls_token)
+            for settings in zip(mlp_ratio[index], kv_stride[index], drop_path[index])
+        ]
+        stages.append(Stage(patch_embed, blocks, dim if with_cls_token else None))
+    return stages
+
+
+@torch.no_grad()
+def reset_parameters(model: nn.Module) -> None:
+    """Draw a model's weights anew: linear layers and cls token from N(0, 0.02²) cut at ±2, zero biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d)):
+            module.reset_parameters()
+        elif isinstance(module, Stage) and module.cls_token is not None:
+            trunc_normal_(module.cls_token, std=0.02)
+
+
+def check_images(x: torch.Tensor, in_channels: int) -> None:
+    """Refuse what CvT cannot take.
+
+    Raises:
+        ValueError: If ``x`` is not ``(N, in_channels, H, W)``, holds no image, a too small one or other than floats.
+    """
+    if x.ndim != 4 or x.shape[1] != in_channels:
+        raise ValueError(f'CvT takes (N, {in_channels}, H, W) images, got shape {tuple(x.shape)}')
+    if x.shape[0] == 0 or min(x.shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f'CvT takes at least one image of at least {MIN_SIZE}x{MIN_SIZE} pixels, got shape {tuple(x.shape)}'
+        )
+    if not x.is_floating_point():
+        raise ValueError(f'CvT takes floating-point images, got {x.dtype}; convert them with .float() first')
 
 
 class CvTTrunk(nn.Module):
@@ -82,40 +146,19 @@ class CvTTrunk(nn.Module):
         super().__init__()
         self.arch = get_arch(arch)
         self.in_channels = in_channels
-        self.with_cp = with_cp
         self.num_stages = self.arch.num_stages if num_stages is None else num_stages
-        mlp_ratio = per_block(self.arch.mlp_ratio, self.arch.depths, 'mlp_ratio')
-        kv_stride = per_block(self.arch.kv_stride, self.arch.depths, 'kv_stride')
-        drop_path = drop_path_rates(drop_path_rate, self.arch.depths)
-        for index in range(self.num_stages):
-            dim, heads = self.arch.embed_dims[index], self.arch.num_heads[index]
-            with_cls_token = index == self.arch.num_stages - 1
-            if index == 0:
-                patch_embed = ConvEmbed(in_channels, dim, kernel_size=7, stride=4, padding=2)
-            else:
-                patch_embed = ConvEmbed(self.arch.embed_dims[index - 1], dim, kernel_size=3, stride=2, padding=1)
-            blocks = [
-                Block(dim, heads, *settings, with_cls_token)
-                for settings in zip(mlp_ratio[index], kv_stride[index], drop_path[index])
-            ]
-            self.add_module(f'stage{index}', Stage(patch_embed, blocks, dim if with_cls_token else None))
+        for index, stage in enumerate(build_stages(self.arch, in_channels, drop_path_rate, self.num_stages)):
+            stage.with_cp = with_cp
+            self.add_module(f'stage{index}', stage)
         self.reset_parameters()
 
     @property
     def stages(self) -> list[Stage]:
         return [getattr(self, f'stage{index}') for index in range(self.num_stages)]
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the weights anew: linear layers and cls token from N(0, 0.02²) cut at ±2, zero biases."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, (nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d)):
-                module.reset_parameters()
-            elif isinstance(module, Stage) and module.cls_token is not None:
-                trunc_normal_(module.cls_token, std=0.02)
+        """Draw the weights anew, see :func:`reset_parameters`."""
+        reset_parameters(self)
 
     def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Compute all stages.
@@ -131,22 +174,22 @@ class CvTTrunk(nn.Module):
         Raises:
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
-        self._check_input(x)
+        check_images(x, self.in_channels)
         maps, cls_token = [], None
         for stage in self.stages:
-            x, cls_token = stage(x, self.with_cp)
+            tokens, size = stage(x)
+            x = stage.to_map(tokens, size)
             maps.append(x)
+            cls_token = tokens[:, 0] if stage.num_prefix_tokens else None
         return maps, cls_token
 
-    def _check_input(self, x: torch.Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f'CvT takes (N, {self.in_channels}, H, W) images, got shape {tuple(x.shape)}')
-        if x.shape[0] == 0 or min(x.shape[2:]) < MIN_SIZE:
-            raise ValueError(
-                f'CvT takes at least one image of at least {MIN_SIZE}x{MIN_SIZE} pixels, got shape {tuple(x.shape)}'
-            )
-        if not x.is_floating_point():
-            raise ValueError(f'CvT takes floating-point images, got {x.dtype}; convert them with .float() first')
+
+def _recomputed(block: Block, tokens: torch.Tensor, size: Size) -> torch.Tensor:
+    """A block's output, its activations computed once more in the backward pass instead of kept."""
+    if not torch.is_grad_enabled():
+        return block(tokens, size)
+    contexts = (nullcontext(), _keep_running_statistics(block))
+    return checkpoint(block, tokens, size, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextmanager
@@ -162,8 +205,3 @@ def _keep_running_statistics(module: nn.Module) -> Iterator[None]:
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
             norm.num_batches_tracked -= 1
-
-
-def _recompute_contexts(block: Block) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Contexts of a checkpointed block's forward pass and of its recomputation."""
-    return nullcontext(), _keep_running_statistics(block)

@@ -17,6 +17,7 @@ TOLERANCE = 1e-5  # of each map's largest value
 
 def assert_agrees(ours: torch.Tensor, golden: np.ndarray) -> None:
     difference = np.abs(ours.numpy() - golden).max() / np.abs(golden).max()
+    print(f'off by {difference:.1e} of the largest value')  # shown by pytest -rP
     assert difference <= TOLERANCE, f'off by {difference:.2e} of the largest value'
 
 

@@ -16,7 +16,7 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 
 from cvt_dense.checkpoints import CheckpointError
-from cvt_dense.checkpoints.sources import read
+from cvt_dense.checkpoints.files import read
 from cvt_dense.unpickling import load_checkpoints_safely, mmengine_types
 
 

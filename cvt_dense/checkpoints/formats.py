@@ -1,4 +1,4 @@
-"""Formats of CvT checkpoints, each a pure function from one state dict to the trunk's parameter names.
+"""Formats of CvT checkpoints, each a pair of pure functions between its parameter names and the trunk's.
 
 The trunk's names are those of the authors' ``.pth`` files, so only foreign formats are renamed.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -16,48 +17,35 @@ StateDict = dict[str, Tensor]
 #: Keys under which training frameworks keep the model beside their optimizer and bookkeeping.
 _CONTAINERS = ('state_dict', 'model')
 #: What wrappers and detectors put before the backbone's names.
-_WRAPPERS = ('module.', 'backbone.')
+_WRAPPERS = ('module.', '_orig_mod.', 'backbone.')
 
-#: Hugging Face ``transformers``' names (``CvtModel``), after the ``encoder.stages.{i}.`` they begin with.
-_TRANSFORMERS_STAGE = re.compile(r'^(?:cvt\.)?encoder\.stages\.(\d+)\.(.+)$')
-_TRANSFORMERS_RENAMES = (
-    (r'^embedding\.convolution_embeddings\.projection\.', 'patch_embed.proj.'),
-    (r'^embedding\.convolution_embeddings\.normalization\.', 'patch_embed.norm.'),
-    (r'^layers\.', 'blocks.'),
-    (r'\.layernorm_before\.', '.norm1.'),
-    (r'\.layernorm_after\.', '.norm2.'),
-    (
-        r'\.attention\.attention\.convolution_projection_(query|key|value)\.convolution_projection\.',
-        r'.attn.conv_\1.',
-    ),
-    (r'\.conv_(\w)\w+\.convolution\.', r'.conv_proj_\1.conv.'),
-    (r'\.conv_(\w)\w+\.normalization\.', r'.conv_proj_\1.bn.'),
-    (r'\.attention\.attention\.projection_(\w)\w+\.', r'.attn.proj_\1.'),
-    (r'\.attention\.output\.dense\.', '.attn.proj.'),
-    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
-    (r'\.output\.dense\.', '.mlp.fc2.'),
-)
-
-
-def is_transformers(state_dict: Mapping[str, Any]) -> bool:
-    """Whether the keys are those of Hugging Face's ``CvtModel`` or ``CvtForImageClassification``."""
-    return any(_TRANSFORMERS_STAGE.match(key) for key in state_dict)
-
-
-def from_transformers(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Rename the parameters of Hugging Face's ``CvtModel`` or ``CvtForImageClassification``."""
-    renamed = {}
-    for key, tensor in state_dict.items():
-        match = _TRANSFORMERS_STAGE.match(key)
-        if match:
-            stage, name = match.groups()
-            for pattern, replacement in _TRANSFORMERS_RENAMES:
-                name = re.sub(pattern, replacement, name)
-            key = f'stage{stage}.{name}'
-        else:
-            key = re.sub(r'^layernorm\.', 'norm.', re.sub(r'^classifier\.', 'head.', key))
-        renamed[key] = tensor
-    return renamed
+#: A parameter of a stage in the trunk: stage, block (if it is one's) and what follows.
+_TRUNK_KEY = re.compile(r'^stage(\d+)\.(?:blocks\.(\d+)\.)?(.+)$')
+#: The same in Hugging Face ``transformers``, in ``CvtForImageClassification`` and, without ``cvt.``, in ``CvtModel``.
+_TRANSFORMERS_KEY = re.compile(r'^(?:cvt\.)?encoder\.stages\.(\d+)\.(?:layers\.(\d+)\.)?(.+)$')
+#: What follows, with the parameter's own name (``weight``, ``bias``, …) left off: ours and that of ``transformers``.
+_TRANSFORMERS_NAMES = {
+    'cls_token': 'cls_token',
+    'patch_embed.proj': 'embedding.convolution_embeddings.projection',
+    'patch_embed.norm': 'embedding.convolution_embeddings.normalization',
+    'norm1': 'layernorm_before',
+    'norm2': 'layernorm_after',
+    **{
+        f'attn.conv_proj_{name[0]}.{ours}': (
+            f'attention.attention.convolution_projection_{name}.convolution_projection.{theirs}'
+        )
+        for name in ('query', 'key', 'value')
+        for ours, theirs in (('conv', 'convolution'), ('bn', 'normalization'))
+    },
+    **{f'attn.proj_{name[0]}': f'attention.attention.projection_{name}' for name in ('query', 'key', 'value')},
+    'attn.proj': 'attention.output.dense',
+    'mlp.fc1': 'intermediate.dense',
+    'mlp.fc2': 'output.dense',
+}
+_TRUNK_NAMES = {theirs: ours for ours, theirs in _TRANSFORMERS_NAMES.items()}
+#: What a classifier has on top of the stages, likewise.
+_TRANSFORMERS_TOP = {'norm': 'layernorm', 'head': 'classifier'}
+_TRUNK_TOP = {theirs: ours for ours, theirs in _TRANSFORMERS_TOP.items()}
 
 
 def is_official(state_dict: Mapping[str, Any]) -> bool:
@@ -65,12 +53,90 @@ def is_official(state_dict: Mapping[str, Any]) -> bool:
     return any(re.match(r'stage\d+\.(patch_embed|blocks)\.', key) for key in state_dict)
 
 
+def is_transformers(state_dict: Mapping[str, Any]) -> bool:
+    """Whether the keys are those of Hugging Face's ``CvtModel`` or ``CvtForImageClassification``."""
+    return any(_TRANSFORMERS_KEY.match(key) for key in state_dict)
+
+
+def from_transformers(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Rename the parameters of Hugging Face's ``CvtModel`` or ``CvtForImageClassification``."""
+
+    def rename(key: str) -> str:
+        match = _TRANSFORMERS_KEY.match(key)
+        if not match:
+            return _renamed(key, _TRUNK_TOP)
+        stage, block, name = match.groups()
+        name = _renamed(name, _TRUNK_NAMES)
+        return f'stage{stage}.{name}' if block is None else f'stage{stage}.blocks.{block}.{name}'
+
+    return {rename(key): tensor for key, tensor in state_dict.items()}
+
+
+def to_transformers(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Rename the trunk's parameters, and those of a classifier on it, to ``CvtForImageClassification``'s."""
+
+    def rename(key: str) -> str:
+        match = _TRUNK_KEY.match(key)
+        if not match:
+            return _renamed(key, _TRANSFORMERS_TOP)
+        stage, block, name = match.groups()
+        name = _renamed(name, _TRANSFORMERS_NAMES)
+        below = f'cvt.encoder.stages.{stage}'
+        return f'{below}.{name}' if block is None else f'{below}.layers.{block}.{name}'
+
+    return {rename(key): tensor for key, tensor in state_dict.items()}
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    """Replace a key, or all of it but its last component, as the table says; others stay as they are."""
+    module, _, parameter = key.rpartition('.')
+    return names.get(key) or (f'{names[module]}.{parameter}' if module in names else key)
+
+
+def is_timm(state_dict: Mapping[str, Any]) -> bool:
+    """Whether the keys are those of the models that :mod:`cvt_dense.timm_models` registers in timm."""
+    return any(re.match(r'stages\.\d+\.patch_embed\.proj\.', key) for key in state_dict)
+
+
+def from_timm(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Rename the parameters of a timm model."""
+    return {re.sub(r'^stages\.(\d+)\.', r'stage\1.', key): tensor for key, tensor in state_dict.items()}
+
+
+def to_timm(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Rename the trunk's parameters to those of a timm model."""
+    return {re.sub(r'^stage(\d+)\.', r'stages.\1.', key): tensor for key, tensor in state_dict.items()}
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of checkpoints.
+
+    Attributes:
+        recognises: Whether a state dict has this format's parameter names.
+        to_trunk: Renames a state dict of this format to the trunk's names; what is not the trunk's stays in.
+        from_trunk: The other way round.
+    """
+
+    recognises: Callable[[Mapping[str, Any]], bool]
+    to_trunk: Callable[[Mapping[str, Tensor]], StateDict]
+    from_trunk: Callable[[Mapping[str, Tensor]], StateDict]
+
+
+FORMATS: dict[str, Format] = {
+    'official': Format(is_official, dict, dict),
+    'transformers': Format(is_transformers, from_transformers, to_transformers),
+    'timm': Format(is_timm, from_timm, to_timm),
+}
+
+
 def unwrap(checkpoint: Mapping[str, Any], prefix: str | None = None) -> StateDict:
     """Take the backbone's tensors out of what a training framework saved around them.
 
     Args:
         checkpoint: A state dict, or a dict that holds one under ``state_dict`` or ``model``.
-        prefix: What the backbone's names begin with; by default ``module.`` and ``backbone.`` are found by themselves.
+        prefix: What the backbone's names begin with; by default ``module.``, ``_orig_mod.`` (torch.compile's) and
+            ``backbone.`` are found by themselves.
     """
     while container := next((c for c in _CONTAINERS if isinstance(checkpoint.get(c), Mapping)), None):
         checkpoint = checkpoint[container]
@@ -86,13 +152,6 @@ def _below(tensors: StateDict, prefix: str) -> StateDict:
     return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-#: Each format: its name, how it is recognised, and how it becomes the trunk's.
-FORMATS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[StateDict], StateDict]], ...] = (
-    ('official', is_official, dict),
-    ('transformers', is_transformers, from_transformers),
-)
-
-
 def to_trunk(checkpoint: Mapping[str, Any], prefix: str | None = None) -> tuple[StateDict, str] | None:
     """Bring a checkpoint of any known format to the trunk's parameter names.
 
@@ -104,7 +163,7 @@ def to_trunk(checkpoint: Mapping[str, Any], prefix: str | None = None) -> tuple[
         The renamed tensors and the format's name; None if no format fits.
     """
     tensors = unwrap(checkpoint, prefix)
-    for name, recognised, convert in FORMATS:
-        if recognised(tensors):
-            return convert(tensors), name
+    for name, known in FORMATS.items():
+        if known.recognises(tensors):
+            return known.to_trunk(tensors), name
     return None

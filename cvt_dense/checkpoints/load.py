@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..arch import ARCHS, Arch
 from ..trunk import CvTTrunk
-from .formats import StateDict, to_trunk
-from .sources import CheckpointError, fetch, read
+from .files import CheckpointError, read
+from .formats import FORMATS, StateDict, to_trunk
+from .sources import fetch
 
 _TRUNK_KEY = re.compile(r'^stage(\d+)\.')
 _OUT_NORM_KEY = re.compile(r'^norm\d+\.')
@@ -43,29 +44,45 @@ def load_pretrained(model: CvTTrunk, checkpoint: str, prefix: str | None = None)
     Args:
         model: Changed in place; left as it was if the checkpoint does not fit.
         checkpoint: A file or a published name, see :mod:`cvt_dense.checkpoints.sources`.
-        prefix: What the backbone's parameter names begin with in the file; found by itself for ``module.`` and
-            ``backbone.``.
+        prefix: What the backbone's parameter names begin with in the file; found by itself for ``module.``,
+            ``_orig_mod.`` and ``backbone.``.
 
     Raises:
         CheckpointError: If the checkpoint cannot be had or read, or does not cover the trunk.
     """
     converted = to_trunk(read(fetch(checkpoint)), prefix)
     if converted is None:
-        where = f'below {prefix!r}' if prefix else 'of any known format (official, transformers)'
+        where = f'below {prefix!r}' if prefix else f'of any known format ({", ".join(FORMATS)})'
         raise CheckpointError(f'checkpoint {checkpoint} holds no CvT weights {where}')
     tensors, format_name = converted
     expected = model.state_dict()
-    problems = _misfits(tensors, expected, model)
-    if problems:
-        hint = _variant_hint(tensors, model.arch)
-        raise CheckpointError(f'checkpoint {checkpoint} does not fit the model{hint}: {"; ".join(problems)}')
+    check_fit(checkpoint, tensors, expected, model.arch, model.num_stages)
     loaded = {key: tensor for key, tensor in tensors.items() if key in expected}
     model.load_state_dict(loaded, strict=False)  # what is missing was judged above
     left_over = sorted({key.split('.')[0] for key in tensors.keys() - expected.keys()})
     return LoadReport(checkpoint, format_name, len(loaded), tuple(left_over))
 
 
-def _misfits(tensors: StateDict, expected: Mapping[str, Tensor], model: CvTTrunk) -> list[str]:
+def check_fit(checkpoint: str, tensors: StateDict, expected: Mapping[str, Tensor], arch: Arch, num_stages: int) -> None:
+    """See whether tensors cover a trunk.
+
+    Args:
+        checkpoint: Where they come from, for the message.
+        tensors: Under the trunk's names.
+        expected: State dict of the model.
+        arch: Architecture of the model.
+        num_stages: How many of its stages the model has.
+
+    Raises:
+        CheckpointError: If tensors of the trunk are missing, misshapen, not in the model or not finite.
+    """
+    problems = _misfits(tensors, expected, range(num_stages, arch.num_stages))
+    if problems:
+        hint = _variant_hint(tensors, arch)
+        raise CheckpointError(f'checkpoint {checkpoint} does not fit the model{hint}: {"; ".join(problems)}')
+
+
+def _misfits(tensors: StateDict, expected: Mapping[str, Tensor], not_built: range) -> list[str]:
     """What keeps tensors from covering a trunk: missing, misshapen or surplus ones, and non-finite values."""
     required = [k for k in expected if _TRUNK_KEY.match(k) and not k.endswith('.num_batches_tracked')]
     missing = [key for key in required if key not in tensors]
@@ -74,8 +91,7 @@ def _misfits(tensors: StateDict, expected: Mapping[str, Tensor], model: CvTTrunk
         for key, tensor in expected.items()
         if key in tensors and tensors[key].shape != tensor.shape
     ]
-    # A stage of the architecture that this model does not build may be left over, nothing else of a trunk may.
-    not_built = range(model.num_stages, model.arch.num_stages)
+    # A stage of the architecture that the model does not build may be left over, nothing else of a trunk may.
     surplus = [
         key
         for key in tensors.keys() - expected.keys()
@@ -97,14 +113,18 @@ def _some(names: list[str]) -> str:
 
 def _variant_hint(tensors: StateDict, wanted: Arch) -> str:
     """Name the variant that the tensors are of, if it is a known one and not the one wanted."""
-    found = _variant(_depths(tensors), [tensors.get(f'stage{i}.patch_embed.proj.weight') for i in range(3)])
+    found = variant_of(tensors)
     asked = next((name for name, arch in ARCHS.items() if arch == wanted), 'another architecture')
     return f" (these are {found}'s; the config asks for {asked})" if found and found != asked else ''
 
 
-def _variant(depths: tuple[int, ...], embeddings: Iterable[Tensor | None]) -> str | None:
+def variant_of(tensors: StateDict) -> str | None:
+    """Name of the known variant that tensors under the trunk's names are of, by depths and widths."""
+    embeddings = (tensors.get(f'stage{i}.patch_embed.proj.weight') for i in range(len(_depths(tensors))))
     dims = tuple(weight.shape[0] for weight in embeddings if weight is not None and weight.ndim)
-    return next((name for name, a in ARCHS.items() if (a.depths, a.embed_dims) == (depths, dims)), None)
+    return next(
+        (name for name, arch in ARCHS.items() if (arch.depths, arch.embed_dims) == (_depths(tensors), dims)), None
+    )
 
 
 def _depths(tensors: StateDict) -> tuple[int, ...]:

@@ -1,104 +1,134 @@
-"""Where checkpoints come from: a file, one that comes with the package, or a published one from the Hub."""
+"""Where checkpoints come from: a file, a folder, a web server, the Hugging Face Hub, or the table of published ones."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import re
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote
 
-import torch
-from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
+from .download import download
+from .files import WEIGHT_FILES, CheckpointError, reason, shard_names
+from .published import PUBLISHED, SHIPPED, Published, find_published
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be had, read or used; its message says why and what to do."""
+#: Names a folder that is looked through for published checkpoints before the Hub is asked.
+LOCAL_FOLDER = 'CVT_DENSE_CHECKPOINTS'
 
-
-@dataclass(frozen=True)
-class Published:
-    """A checkpoint that the authors published.
-
-    Attributes:
-        arch: Name of the variant.
-        filename: Name of the authors' own file.
-        repo: Repository on the Hugging Face Hub; it holds the weights as ``pytorch_model.bin``.
-    """
-
-    arch: str
-    filename: str
-    repo: str
-
-
-#: By name. "in22k" ones were pre-trained on ImageNet-22k and fine-tuned on ImageNet-1k at the resolution given.
-PUBLISHED: dict[str, Published] = {
-    'cvt-13-224x224-in1k': Published('cvt-13', 'CvT-13-224x224-IN-1k.pth', 'microsoft/cvt-13'),
-    'cvt-13-384x384-in1k': Published('cvt-13', 'CvT-13-384x384-IN-1k.pth', 'microsoft/cvt-13-384'),
-    'cvt-13-384x384-in22k': Published('cvt-13', 'CvT-13-384x384-IN-22k.pth', 'microsoft/cvt-13-384-22k'),
-    'cvt-21-224x224-in1k': Published('cvt-21', 'CvT-21-224x224-IN-1k.pth', 'microsoft/cvt-21'),
-    'cvt-21-384x384-in1k': Published('cvt-21', 'CvT-21-384x384-IN-1k.pth', 'microsoft/cvt-21-384'),
-    'cvt-21-384x384-in22k': Published('cvt-21', 'CvT-21-384x384-IN-22k.pth', 'microsoft/cvt-21-384-22k'),
-    'cvt-w24-384x384-in22k': Published('cvt-w24', 'CvT-w24-384x384-IN-22k.pth', 'microsoft/cvt-w24-384-22k'),
-}
-
-#: Files that come with the package, by name: the demo's backbone (docs/demo.md says how it was made).
-SHIPPED: dict[str, Path] = {'cvt-tiny-shapes': Path(__file__).parents[1] / 'weights' / 'cvt-tiny-shapes.safetensors'}
+_HUB_ADDRESS = re.compile(r'^hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>[^/].*?))?/?$')
+_WAYS_OUT = (
+    'Without network, either give a local copy of {file}: --cfg-options model.backbone.init_cfg.checkpoint=PATH, or '
+    'train from scratch: --cfg-options model.backbone.init_cfg=None'
+)
 
 
 def fetch(checkpoint: str) -> Path:
-    """Find a checkpoint: the path of its file, downloaded to the Hub's cache if it is a published one's name.
+    """Find a checkpoint: the path of its file or, if it is in several, of their index.
+
+    Args:
+        checkpoint: One of
+
+            - a file, or a folder in the layout of Hugging Face's ``save_pretrained``,
+            - ``https://…`` (or ``http://…``), kept as :func:`~cvt_dense.checkpoints.download.download` says,
+            - ``hf://owner/name[@revision][/file]``, kept in the Hub's own cache (its offline mode and token count),
+            - a name in :data:`~cvt_dense.checkpoints.published.PUBLISHED`, or the name of the authors' file: looked
+              for in the folder ``$CVT_DENSE_CHECKPOINTS``, under either name, then on the Hub.
 
     Raises:
         CheckpointError: If there is no such file and no such name, or the download fails.
     """
-    path = Path(checkpoint).expanduser()
-    if path.is_file():
-        return path
+    if checkpoint.startswith(('https://', 'http://')):
+        return download(checkpoint)
+    if checkpoint.startswith('hf://'):
+        return _from_hub_address(checkpoint)
+    # To os.path, unlike pathlib, what cannot be a path (a name too long, an unknown ~user) is one that is not there.
+    path = os.path.expanduser(checkpoint)
+    if os.path.isfile(path):
+        return Path(path)
+    if os.path.isdir(path):
+        return _weights_in(Path(path))
     if checkpoint in SHIPPED:
         return SHIPPED[checkpoint]
-    if checkpoint not in PUBLISHED:
+    published = find_published(checkpoint)
+    if published is None:
         raise CheckpointError(
             f'checkpoint {checkpoint!r} is neither a file nor a known name; known are: '
             f'{", ".join([*PUBLISHED, *SHIPPED])}'
         )
-    published = PUBLISHED[checkpoint]
-    try:
-        return Path(hf_hub_download(published.repo, 'pytorch_model.bin'))
-    except Exception as error:  # versions of huggingface_hub differ in their HTTP library, and so in its errors
-        raise CheckpointError(
-            f'checkpoint {checkpoint!r} could not be downloaded from {published.repo} on the Hugging Face Hub '
-            f'({_reason(error)}). Without network, either give a local copy of {published.filename}: '
-            f'--cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from scratch: '
-            f'--cfg-options model.backbone.init_cfg=None'
-        ) from error
+    return find_local(published) or _from_hub(
+        checkpoint, published.repo, None, ('pytorch_model.bin',), published.filename
+    )
 
 
-def read(path: Path) -> Mapping[str, Any]:
-    """Read a ``.safetensors`` file, or one that ``torch.save`` wrote; never runs code that a file carries.
+def find_local(published: Published) -> Path | None:
+    """Look for a published checkpoint in the folder ``$CVT_DENSE_CHECKPOINTS``; None if it is not there.
 
     Raises:
-        CheckpointError: If the file is damaged, is no checkpoint, or holds more than plain data.
+        CheckpointError: If the variable is set and names no folder.
     """
+    folder = os.environ.get(LOCAL_FOLDER)
+    if not folder:
+        return None
+    root = Path(os.path.expanduser(folder))
+    if not os.path.isdir(root):
+        raise CheckpointError(f'{LOCAL_FOLDER} is set to {folder}, which is not a folder')
+    names = [published.filename, *(f'{published.name}{suffix}' for suffix in ('.safetensors', '.pth', '.bin'))]
+    return next((root / name for name in names if (root / name).is_file()), None)
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f'checkpoint {folder} is a folder with no {", ".join(WEIGHT_FILES[:-1])} in it')
+
+
+def _from_hub_address(address: str) -> Path:
+    match = _HUB_ADDRESS.match(address)
+    if match is None:
+        raise CheckpointError(f'checkpoint {address!r} is not of the form hf://owner/name[@revision][/file]')
+    # A revision with a slash, such as refs/pr/1, is written refs%2Fpr%2F1.
+    revision = unquote(match['revision']) if match['revision'] else None
+    files = (match['file'],) if match['file'] else WEIGHT_FILES
+    return _from_hub(address, match['repo'], revision, files, 'the file')
+
+
+def _from_hub(checkpoint: str, repo: str, revision: str | None, files: tuple[str, ...], copy_of: str) -> Path:
+    """The first of some files that a repository of the Hub has, downloaded to the Hub's cache."""
     try:
-        if path.suffix == '.safetensors':
-            return load_file(path)
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
+        path = _first_in_repo(repo, revision, files)
+        if path is not None and path.suffix == '.json':
+            folder = Path(next(name for name in files if Path(name).name == path.name)).parent
+            for shard in shard_names(path):
+                hf_hub_download(repo, (folder / shard).as_posix(), revision=revision)
+    except CheckpointError:
+        raise
+    except Exception as error:  # versions of huggingface_hub differ in their HTTP library, and so in its errors
         raise CheckpointError(
-            f'checkpoint {path} was refused: it is damaged, or holds more than plain weights ({_reason(error)})'
+            f'checkpoint {checkpoint!r} could not be downloaded from {repo} on the Hugging Face Hub '
+            f'({reason(error)}). {_WAYS_OUT.format(file=copy_of)}'
         ) from error
-    except Exception as error:  # what a damaged file makes a reader stumble over can be anything
+    if path is None:
         raise CheckpointError(
-            f'checkpoint {path} is damaged, incomplete or no checkpoint: {type(error).__name__}: {_reason(error)}'
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__} where a state dict was expected')
-    return content
+            f'checkpoint {checkpoint!r}: {repo} on the Hugging Face Hub has no {" or ".join(files)}. '
+            f'{_WAYS_OUT.format(file=copy_of)}'
+        )
+    return path
 
 
-def _reason(error: Exception) -> str:
-    """The line of an error's message that says what happened; torch puts advice before it."""
-    text = str(error).rpartition('WeightsUnpickler error:')[2].strip() or type(error).__name__
-    return text.splitlines()[0]
+def _first_in_repo(repo: str, revision: str | None, files: tuple[str, ...]) -> Path | None:
+    for name in files:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision))
+        except LocalEntryNotFoundError:
+            # No connection: another of the files may have been downloaded before.
+            cached = (try_to_load_from_cache(repo, other, revision=revision) for other in files)
+            path = next((found for found in cached if isinstance(found, str)), None)
+            if path is None:
+                raise
+            return Path(path)
+        except EntryNotFoundError:
+            continue
+    return None

@@ -10,8 +10,8 @@ from golden import MODELS, TINY, Classifier, image, weight, weights
 from timm.layers import QuickGELU
 from torch import Tensor, nn
 
-from cvt_dense import CvTTrunk
-from cvt_dense.checkpoints.formats import from_transformers, is_official, is_transformers, to_trunk, unwrap
+from cvt_dense import CvTClassifier, CvTTrunk
+from cvt_dense.checkpoints.formats import FORMATS, Format, from_transformers, to_timm, to_transformers, to_trunk, unwrap
 
 #: The port looks its drop-path rates up by stage, so its third stage cannot be built with fewer than three blocks.
 SMALL = TINY | dict(depths=(1, 2, 3))
@@ -92,26 +92,31 @@ def test_renamed_transformers_weights_compute_what_transformers_does_with_our_ac
         ((), 'module.'),
         ((), 'backbone.'),
         ((), 'module.backbone.'),
+        ((), '_orig_mod.'),
+        ((), 'module._orig_mod.'),
+        ((), '_orig_mod.module.backbone.'),
+        ((), 'backbone._orig_mod.'),
         (('state_dict',), ''),
         (('model',), ''),
         (('state_dict',), 'backbone.'),
         (('model',), 'module.'),
         (('state_dict',), 'module.backbone.'),
+        (('state_dict',), '_orig_mod.backbone.'),
         (('state_dict', 'model'), 'backbone.'),
     ],
 )
-@pytest.mark.parametrize('transformers', [False, True])
+@pytest.mark.parametrize('known', FORMATS.items(), ids=lambda known: known[0])
 def test_wrappers_are_taken_off(
-    official: dict[str, Tensor], containers: tuple[str, ...], prefix: str, transformers: bool
+    official: dict[str, Tensor], containers: tuple[str, ...], prefix: str, known: tuple[str, Format]
 ) -> None:
-    source = huggingface(with_head=True).state_dict() if transformers else official
-    expected = from_transformers(source) if transformers else official
+    format_name, known_format = known
+    source = known_format.from_trunk(official)
     checkpoint: dict[str, Any] = {prefix + key: tensor for key, tensor in source.items()}
     for container in reversed(containers):
         checkpoint = {container: checkpoint, 'epoch': 3, 'optimizer': {'state': {0: torch.zeros(1)}}}
     tensors, name = to_trunk(checkpoint)
-    assert name == ('transformers' if transformers else 'official')
-    assert same(tensors, expected)
+    assert name == format_name
+    assert same(tensors, official)
 
 
 def test_of_a_detector_only_the_backbone_is_taken(official: dict[str, Tensor]) -> None:
@@ -157,19 +162,65 @@ def test_foreign_dicts_are_no_format(foreign: dict[Any, Any]) -> None:
     assert to_trunk(foreign) is None
 
 
-def test_each_format_is_recognised_by_its_own_names_only(official: dict[str, Tensor]) -> None:
-    theirs = huggingface(with_head=True).state_dict()
-    assert is_official(official)
-    assert not is_transformers(official)
-    assert is_transformers(theirs)
-    assert not is_official(theirs)
+@pytest.mark.parametrize('name', FORMATS)
+@pytest.mark.parametrize('part', ['classifier', 'trunk', 'first stage', 'parameters'])
+def test_each_format_is_recognised_by_its_own_names_only(official: dict[str, Tensor], name: str, part: str) -> None:
+    first = {
+        'classifier': '',
+        'trunk': 'stage',
+        'first stage': 'stage0.',
+        'parameters': tuple(key for key, _ in Classifier(SMALL, 10).named_parameters()),
+    }[part]
+    foreign = FORMATS[name].from_trunk({key: tensor for key, tensor in official.items() if key.startswith(first)})
+    assert [other for other, known in FORMATS.items() if known.recognises(foreign)] == [name]
+
+
+@pytest.mark.parametrize('with_head', [True, False])
+def test_what_transformers_has_is_recognised_as_such(with_head: bool) -> None:
+    theirs = huggingface(with_head).state_dict()
+    assert [name for name, known in FORMATS.items() if known.recognises(theirs)] == ['transformers']
+
+
+@pytest.mark.parametrize('known', FORMATS.values(), ids=FORMATS)
+def test_there_and_back_every_tensor_has_its_name_again(official: dict[str, Tensor], known: Format) -> None:
+    foreign = known.from_trunk(official)
+    assert list(known.to_trunk(foreign)) == list(official)
+    assert list(known.from_trunk(known.to_trunk(foreign))) == list(foreign)
+    assert [id(tensor) for tensor in known.to_trunk(foreign).values()] == [id(t) for t in official.values()]
+
+
+@pytest.mark.parametrize('arch', ['cvt-13', 'cvt-21', 'cvt-w24'])
+def test_there_and_back_holds_for_the_names_of_published_depths(arch: str) -> None:
+    with torch.device('meta'):
+        names = Classifier(arch, 1).state_dict()
+    for known in FORMATS.values():
+        assert list(known.to_trunk(known.from_trunk(names))) == list(names)
+
+
+def test_names_for_transformers_are_the_ports_own(official: dict[str, Tensor]) -> None:
+    theirs = huggingface(with_head=True)
+    renamed = to_transformers(official)
+    assert {key: t.shape for key, t in renamed.items()} == {key: t.shape for key, t in theirs.state_dict().items()}
+    theirs.load_state_dict(renamed)
+    assert torch.equal(theirs.cvt.encoder.stages[2].cls_token, official['stage2.cls_token'])
+    assert same(from_transformers(theirs.state_dict()), official)
+
+
+def test_names_for_timm_are_those_of_our_timm_model(official: dict[str, Tensor]) -> None:
+    assert to_timm(official).keys() == CvTClassifier(SMALL, num_classes=10).state_dict().keys()
 
 
 def test_the_input_is_left_as_it_was(official: dict[str, Tensor]) -> None:
-    for source in (official, huggingface(with_head=True).state_dict()):
+    for source in (known.from_trunk(official) for known in FORMATS.values()):
         checkpoint = {'state_dict': {f'backbone.{key}': tensor for key, tensor in source.items()}, 'meta': {'a': 1}}
         before = copy.deepcopy(checkpoint)
         to_trunk(checkpoint)
         assert checkpoint.keys() == before.keys()
         assert list(checkpoint['state_dict']) == list(before['state_dict'])
         assert same(checkpoint['state_dict'], before['state_dict'])
+
+
+@pytest.mark.parametrize('known', FORMATS.values(), ids=FORMATS)
+def test_output_norms_of_a_detectors_backbone_are_nobodys_layers(known: Format) -> None:
+    norms = {f'norm{stage}.weight': torch.ones(1) for stage in range(3)}
+    assert known.from_trunk(norms).keys() == known.to_trunk(norms).keys() == norms.keys()

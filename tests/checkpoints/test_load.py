@@ -138,7 +138,7 @@ def test_what_is_not_needed_need_not_be_finite(tmp_path: Path, official: dict[st
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, {'state_dict': {'layer1.0.conv1.weight': torch.zeros(1)}})
-    assert 'holds no CvT weights of any known format (official, transformers)' in refusal(CvTTrunk(TINY), path)
+    assert 'holds no CvT weights of any known format (official, transformers, timm)' in refusal(CvTTrunk(TINY), path)
 
 
 def test_nothing_below_the_prefix_is_said_with_the_prefix(tmp_path: Path, official: dict[str, Tensor]) -> None:

@@ -211,14 +211,14 @@ def test_a_segmentor_trains_is_killed_resumes_and_is_tested(data: Path, official
     assert len(list(pictures.rglob('*.png'))) == 2
 
     backbone = tmp_path / 'backbone.safetensors'
-    extracted = run('extract_backbone.py', work_dir / 'iter_3.pth', backbone, '--half')
+    extracted = run('convert_checkpoint.py', work_dir / 'iter_3.pth', backbone, '--half')
     assert extracted.returncode == 0, extracted.stderr
     model = CvT('cvt-13', init_cfg=dict(type='Pretrained', checkpoint=str(backbone)))
     model.init_weights()
     trained = torch.load(work_dir / 'iter_3.pth', weights_only=False)['state_dict']
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, trained[f'backbone.{name}'], rtol=1e-3, atol=1e-6)
-    refused = run('extract_backbone.py', work_dir / 'iter_3.pth', backbone)
+    refused = run('convert_checkpoint.py', work_dir / 'iter_3.pth', backbone)
     assert_one_line_error(refused, 'backbone.safetensors exists; overwrite it with --force')
 
 

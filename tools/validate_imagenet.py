@@ -1,0 +1,119 @@
+"""Measure top-1 and top-5 accuracy on ImageNet-1k's validation images, with the transforms of the checkpoint.
+
+DIR holds one folder of images per class, named by WordNet id, as usual. Accuracies as published: docs/checkpoints.md.
+
+Example:
+    python tools/validate_imagenet.py --data imagenet/val --model cvt_13
+    python tools/validate_imagenet.py --data imagenet/val --model cvt_21.msft_in22k_ft_in1k_384 --checkpoint CvT-21.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import create_dataset, create_loader, resolve_data_config
+from torch import nn
+from tqdm import tqdm
+
+from cvt_dense import launch
+from cvt_dense.checkpoints.files import CheckpointError
+from cvt_dense.checkpoints.sources import fetch
+from cvt_dense.unpickling import read_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', required=True, metavar='DIR', help='folder of validation images, one folder a class')
+    parser.add_argument('--model', default='cvt_13', help='timm model, with or without tag (default: cvt_13)')
+    parser.add_argument(
+        '--checkpoint', help='whatever init_cfg takes (default: the published weights that the model names)'
+    )
+    parser.add_argument('--batch-size', type=int, default=64, help='images a batch')
+    parser.add_argument('--workers', type=int, default=4, help='data loading processes')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: a GPU if any'
+    )
+    parser.add_argument('--amp', action='store_true', help='compute in bfloat16')
+    return parser.parse_args()
+
+
+def build_model(name: str, checkpoint: str | None) -> nn.Module:
+    """A registered model with a head, and the weights of a checkpoint or the published ones.
+
+    Raises:
+        UserError: If there is no such model, or the weights cannot be had or do not fit.
+    """
+    if name not in timm.list_models('cvt_*') and name not in timm.list_pretrained('cvt_*'):
+        known = ', '.join(timm.list_pretrained('cvt_*'))
+        raise launch.UserError(f'there is no model {name!r}; known are {known}')
+    overlay = {}
+    if checkpoint:
+        state_dict = read_checkpoint(str(fetch(checkpoint)))
+        overlay = dict(pretrained_cfg_overlay=dict(state_dict=dict(state_dict)))
+    try:
+        return timm.create_model(name, pretrained=True, **overlay)
+    except CheckpointError:
+        raise
+    except (RuntimeError, OSError) as error:  # torch's for a head that does not fit, the Hub's for no connection
+        reason = ' '.join(str(error).split())
+        raise launch.UserError(
+            f'weights of {name} cannot be had or do not fit ({reason}); give a file with --checkpoint, or a folder of '
+            f"the authors' files with CVT_DENSE_CHECKPOINTS"
+        ) from error
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: torch.utils.data.DataLoader, device: torch.device, amp: bool
+) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in percent."""
+    model.eval().to(device)
+    top1 = top5 = total = 0
+    progress = tqdm(loader, unit='batch')
+    for images, labels in progress:
+        labels = labels.to(device)
+        with torch.autocast(device.type, torch.bfloat16) if amp else nullcontext():
+            logits = model(images.to(device))
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        top1, top5, total = top1 + int(hits[:, 0].sum()), top5 + int(hits.sum()), total + len(labels)
+        progress.set_postfix_str(f'top-1 {100 * top1 / total:.2f}')
+    return 100 * top1 / total, 100 * top5 / total
+
+
+def main() -> None:
+    args = parse_args()
+    if not Path(args.data).is_dir():
+        raise launch.UserError(f'data folder {args.data} does not exist; it holds one folder of images per class')
+    model = build_model(args.model, args.checkpoint)
+    config = resolve_data_config(model=model)
+    try:
+        dataset = create_dataset('', root=args.data)
+    except RuntimeError as error:  # timm's for a folder without images
+        raise launch.UserError(f'data folder {args.data} holds no images in folders of their classes') from error
+    classes = len(dataset.reader.class_to_idx)
+    if classes != model.num_classes:
+        raise launch.UserError(f'data folder {args.data} has {classes} classes; the model has {model.num_classes}')
+    device = torch.device(args.device)
+    loader = create_loader(
+        dataset,
+        input_size=config['input_size'],
+        batch_size=args.batch_size,
+        interpolation=config['interpolation'],
+        mean=config['mean'],
+        std=config['std'],
+        crop_pct=config['crop_pct'],
+        crop_mode=config['crop_mode'],
+        num_workers=args.workers,
+        use_prefetcher=False,
+        device=device,
+    )
+    top1, top5 = evaluate(model, loader, device, args.amp)
+    print(f'{args.model}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(dataset)} images')
+
+
+if __name__ == '__main__':
+    launch.run(main)

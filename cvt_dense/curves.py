@@ -57,7 +57,7 @@ def plot_curves(scalars: list[dict[str, Any]], out: str | Path) -> None:
             points = _metric_points(scalars, name)
             if points:
                 metric_axes.plot(*zip(*points), marker='o', label=name)
-        metric_axes.set(xlabel='iteration', title='evaluation on held-out images')
+        metric_axes.set(xlabel='iteration', title='evaluation')
         metric_axes.set_ylim(bottom=0)
         if metric_axes.lines:
             metric_axes.legend(fontsize='small')

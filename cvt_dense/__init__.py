@@ -21,5 +21,5 @@ __all__ = ['ARCHS', 'Arch', 'CheckpointError', 'CvT', 'CvTClassifier', 'CvTTrunk
 
 def __getattr__(name: str) -> Any:
     if name == 'CvT':
-        raise ImportError('cvt_dense.CvT needs mmengine: pip install "cvt_dense[onedl]" or "cvt_dense[openmmlab]"')
+        raise ImportError('cvt_dense.CvT needs mmengine: pip install mmengine, or its maintained fork onedl-mmengine')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -12,6 +12,12 @@ from typing import Any, TypeAlias
 Number: TypeAlias = int | float
 #: A scalar, one value per stage, or one sequence of values per stage (one value per block).
 PerBlock: TypeAlias = Number | Sequence[Number | Sequence[Number]]
+Window: TypeAlias = int | str | None
+#: Attention windows, by the same rule.
+WindowSize: TypeAlias = Window | Sequence[Window | Sequence[Window]]
+
+#: Side of the images that most published checkpoints were trained on last, in pixels.
+PRETRAIN_RESOLUTION = 384
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,11 @@ class Arch:
         for dim, heads in zip(self.embed_dims, self.num_heads):
             if dim % heads:
                 raise ValueError(f'embed_dims must be divisible by num_heads, got {dim} channels for {heads} heads')
-        if any(ratio <= 0 for stage in per_block(self.mlp_ratio, self.depths, 'mlp_ratio') for ratio in stage):
-            raise ValueError(f'mlp_ratio must be positive, got {self.mlp_ratio}')
+        for dim, stage in zip(self.embed_dims, per_block(self.mlp_ratio, self.depths, 'mlp_ratio')):
+            if any(not _is_number(ratio) or int(dim * ratio) < 1 for ratio in stage):
+                raise ValueError(f'mlp_ratio must hold numbers that leave a hidden unit, got {self.mlp_ratio!r}')
         for stage in per_block(self.kv_stride, self.depths, 'kv_stride'):
-            if any(not isinstance(stride, int) or stride < 1 for stride in stage):
+            if any(not isinstance(stride, int) or isinstance(stride, bool) or stride < 1 for stride in stage):
                 raise ValueError(f'kv_stride must hold positive integers, got {self.kv_stride}')
 
     @property
@@ -67,7 +74,7 @@ class Arch:
         return tuple(4 * 2**stage for stage in range(self.num_stages))
 
 
-def per_block(value: PerBlock, depths: Sequence[int], name: str) -> list[list[Number]]:
+def per_block(value: Any, depths: Sequence[int], name: str) -> list[list[Any]]:
     """Spread a setting over all blocks: ``result[stage][block]``.
 
     ``value`` is a scalar for all blocks, a sequence with one entry per stage, or a sequence whose entries are
@@ -100,14 +107,42 @@ def drop_path_rates(rate: PerBlock, depths: Sequence[int]) -> list[list[float]]:
     Raises:
         ValueError: If a probability is outside [0, 1) or a sequence has the wrong length.
     """
-    if _is_sequence(rate):
+    if not _is_number(rate):
         rates = per_block(rate, depths, 'drop_path_rate')
     else:
         rising: Iterator[float] = (rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
         rates = [[next(rising) for _ in range(depth)] for depth in depths]
-    if any(not 0 <= r < 1 for stage in rates for r in stage):
-        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate}')
+    if any(not _is_number(r) or not 0 <= r < 1 for stage in rates for r in stage):
+        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate!r}')
     return rates
+
+
+def window_sizes(window_size: WindowSize, arch: Arch) -> list[list[int | None]]:
+    """Side of the attention windows of each block, in tokens: ``result[stage][block]``; None for global attention.
+
+    Args:
+        window_size: A value for all blocks, one per stage or one per block, as :func:`per_block` reads it; each a
+            number of tokens, ``'pretrain'`` (as many as the stage has for images of 384 pixels, the resolution of the
+            published checkpoints) or None.
+        arch: The variant.
+
+    Raises:
+        ValueError: If a value is none of these, or a sequence has the wrong length.
+    """
+    sizes: list[list[int | None]] = []
+    for stride, stage in zip(arch.strides, per_block(window_size, arch.depths, 'window_size')):
+        for value in stage:
+            is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not (value is None or value == 'pretrain' or is_number):
+                raise ValueError(
+                    f"window_size must hold positive integers, 'pretrain' or None, got {value!r} in {window_size!r}"
+                )
+        sizes.append([PRETRAIN_RESOLUTION // stride if value == 'pretrain' else value for value in stage])
+    return sizes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_sequence(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arch import Arch, PerBlock, get_arch
+from .arch import Arch, PerBlock, WindowSize, get_arch
 from .checkpoints import load_pretrained
 from .layers import NORM_EPS
 from .trunk import CvTTrunk
@@ -34,6 +35,9 @@ class CvT(CvTTrunk, BaseModule):
             the cls token alone). False returns the raw maps.
         drop_path_rate: Drop-path probability: a scalar (the last block's, rising linearly from 0), one value per
             stage, or one per block.
+        window_size: Side of the windows that attention is confined to, in tokens: one value for all blocks, one per
+            stage or one per block; ``'pretrain'`` for the token grid of the checkpoints' resolution, 96/48/24; None
+            for exact, global attention.
         frozen_stages: Stages ``0 … frozen_stages`` are frozen: no gradients, BatchNorm and drop path in eval mode,
             whatever ``train()`` says. -1 freezes none. Output norms stay trainable.
         norm_eval: Keep all BatchNorms in eval mode, that is on their pre-trained statistics.
@@ -56,6 +60,7 @@ class CvT(CvTTrunk, BaseModule):
         out_indices: Sequence[int] = (0, 1, 2),
         out_norm: bool = True,
         drop_path_rate: PerBlock = 0.1,
+        window_size: WindowSize = None,
         frozen_stages: int = -1,
         norm_eval: bool = True,
         with_cp: bool = False,
@@ -64,9 +69,9 @@ class CvT(CvTTrunk, BaseModule):
         arch = get_arch(arch)
         out_indices = _check_out_indices(out_indices, arch.num_stages)
         last = out_indices[-1]
-        if not -1 <= frozen_stages <= last:
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= last:
             raise ValueError(f'frozen_stages must lie between -1 (none) and {last}, got {frozen_stages}')
-        super().__init__(arch, in_channels, drop_path_rate, with_cp, num_stages=last + 1)
+        super().__init__(arch, in_channels, drop_path_rate, window_size, with_cp, num_stages=last + 1)
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -83,20 +88,23 @@ class CvT(CvTTrunk, BaseModule):
 
         Raises:
             CheckpointError: If the checkpoint cannot be had or read, or does not fit; the message says why.
+            ValueError: If ``init_cfg`` names no checkpoint, or has keys that nothing reads.
         """
-        init_cfg = self.init_cfg or []
-        init_cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg)
+        given = self.init_cfg
+        init_cfgs = [given] if isinstance(given, Mapping) else list(given or [])
+        pretrained = [cfg for cfg in init_cfgs if cfg.get('type') == 'Pretrained']
+        for cfg in pretrained:
+            _check_pretrained(cfg)
         # BaseModule would load a 'Pretrained' one with strict=False and only warn of what is missing.
-        self.init_cfg = [cfg for cfg in init_cfgs if cfg['type'] != 'Pretrained']
+        self.init_cfg = [cfg for cfg in init_cfgs if cfg not in pretrained]
         try:
             super().init_weights()
         finally:
-            self.init_cfg = init_cfg
-        for cfg in init_cfgs:
-            if cfg['type'] == 'Pretrained':
-                with mmengine_types():
-                    report = load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
-                print_log(f'CvT: {report}', logger='current')
+            self.init_cfg = given
+        for cfg in pretrained:
+            with mmengine_types():
+                report = load_pretrained(self, str(cfg['checkpoint']), cfg.get('prefix'))
+            print_log(f'CvT: {report}', logger='current')
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the feature maps of a batch of images.
@@ -135,10 +143,17 @@ class CvT(CvTTrunk, BaseModule):
                     module.eval()
 
 
+def _check_pretrained(cfg: Mapping[str, Any]) -> None:
+    unknown = sorted(set(cfg) - {'type', 'checkpoint', 'prefix', 'map_location'})
+    if unknown or not isinstance(cfg.get('checkpoint'), (str, os.PathLike)):
+        what = f'has an unknown key {unknown[0]!r}' if unknown else f'names no checkpoint: {dict(cfg)}'
+        raise ValueError(f"init_cfg {what}; it takes dict(type='Pretrained', checkpoint=…) and, if needed, prefix=…")
+
+
 def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    indices = tuple(out_indices)
+    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(num_stages)):
         raise ValueError(
-            f'out_indices must be stages in rising order, from 0 to {num_stages - 1}, got {list(out_indices)}'
+            f'out_indices must be a list of stages in rising order, from 0 to {num_stages - 1}, got {out_indices!r}'
         )
     return indices

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, QuickGELU
 from torch import nn
 
-from .attention import attend
+from .attention import Size, attend, attend_in_windows
 
-Size = tuple[int, int]  # height, width of a token map
 NORM_EPS = 1e-5
 
 
@@ -52,11 +52,24 @@ class ConvEmbed(nn.Module):
 
 
 class ConvProjection(nn.Sequential):
-    """Depth-wise 3x3 convolution and BatchNorm in front of a linear projection (section 3.2)."""
+    """Depth-wise 3x3 convolution and BatchNorm in front of a linear projection (section 3.2).
+
+    A BatchNorm that keeps its statistics is a scale and a shift of each channel, which go into the convolution's
+    weights as they are used: one pass over the map instead of two, in training too.
+    """
 
     def __init__(self, dim: int, stride: int) -> None:
         conv = nn.Conv2d(dim, dim, kernel_size=3, stride=stride, padding=1, groups=dim, bias=False)
         super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(dim)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Project an ``(N, dim, H, W)`` map to ``(N, dim, ceil(H / stride), ceil(W / stride))``."""
+        if self.bn.training:
+            return self.bn(self.conv(x))
+        scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
+        weight = self.conv.weight * scale[:, None, None, None]
+        bias = self.bn.bias - self.bn.running_mean * scale
+        return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding, groups=self.conv.groups)
 
 
 class ConvAttention(nn.Module):
@@ -65,12 +78,24 @@ class ConvAttention(nn.Module):
     The keys and values are sub-sampled by ``kv_stride``. A cls token takes part in the attention and is not convolved
     (section 3.3). The published weights were trained with dot products scaled by ``dim ** -0.5``, the embedding's
     width, and not the head's.
+
+    Args:
+        dim: Channels of the tokens.
+        num_heads: Heads that they are split into.
+        kv_stride: Stride of the convolution of keys and values.
+        with_cls_token: Whether the first token is a cls token.
+        window_size: Side of the windows that queries attend within, in tokens; None for the whole map. The
+            convolutions see the whole map in either case.
     """
 
-    def __init__(self, dim: int, num_heads: int, kv_stride: int, with_cls_token: bool) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, kv_stride: int, with_cls_token: bool, window_size: int | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = dim**-0.5
+        self.kv_stride = kv_stride
+        self.window_size = window_size
         self.with_cls_token = with_cls_token
         self.conv_proj_q = ConvProjection(dim, stride=1)
         self.conv_proj_k = ConvProjection(dim, stride=kv_stride)
@@ -87,7 +112,13 @@ class ConvAttention(nn.Module):
         query = self.proj_q(self._join(cls_token, self.conv_proj_q(x)))
         key = self.proj_k(self._join(cls_token, self.conv_proj_k(x)))
         value = self.proj_v(self._join(cls_token, self.conv_proj_v(x)))
-        return self.proj(attend(query, key, value, self.num_heads, self.scale))
+        if self.window_size is None:
+            attended = attend(query, key, value, self.num_heads, self.scale)
+        else:
+            attended = attend_in_windows(
+                query, key, value, self.num_heads, self.scale, size, self.kv_stride, self.window_size, num_prefix
+            )
+        return self.proj(attended)
 
     def _join(self, cls_token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         tokens = map_to_tokens(x)
@@ -105,10 +136,11 @@ class Block(nn.Module):
         kv_stride: int,
         drop_path: float,
         with_cls_token: bool,
+        window_size: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token)
+        self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token, window_size)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         # The published weights were trained with QuickGELU; GELU is off by 0.3-2 % of a map's largest value.
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=QuickGELU)

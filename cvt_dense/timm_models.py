@@ -2,6 +2,7 @@
 
 # No annotations from __future__ here: torch.jit cannot read them any more once torch.fx has traced a model.
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -14,14 +15,16 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from .arch import Arch, get_arch
-from .checkpoints.files import CheckpointError
+from .arch import Arch, PerBlock, WindowSize, get_arch
+from .checkpoints.files import CheckpointError, reason
 from .checkpoints.formats import from_timm, to_timm, to_trunk
 from .checkpoints.load import check_fit
 from .checkpoints.published import PUBLISHED, Published
-from .checkpoints.sources import find_local
+from .checkpoints.sources import LOCAL_FOLDER, find_local
 from .layers import NORM_EPS
 from .trunk import MIN_SIZE, build_stages, check_images, reset_parameters
+
+_logger = logging.getLogger(__name__)
 
 _STEM = 'stage0.patch_embed.proj.weight'
 _POOLS = ('', 'token', 'avg', 'max', 'avgmax')
@@ -40,12 +43,14 @@ class CvTClassifier(nn.Module):
             ``'avgmax'`` of the other tokens, ``''`` for all tokens.
         drop_rate: Dropout probability before the head.
         drop_path_rate: Drop-path probability of the last block, rising linearly from 0; or one per stage or block.
+        window_size: Side of the attention windows, as :func:`cvt_dense.arch.window_sizes` takes it; None for exact,
+            global attention.
         device: Where the parameters are made.
         dtype: Their type.
 
     Raises:
         AssertionError: If ``global_pool`` is unknown, as everywhere in timm.
-        ValueError: If ``arch`` or ``drop_path_rate`` is wrong.
+        ValueError: If ``arch``, ``drop_path_rate`` or ``window_size`` is wrong.
     """
 
     def __init__(
@@ -55,7 +60,8 @@ class CvTClassifier(nn.Module):
         num_classes: int = 1000,
         global_pool: str = 'token',
         drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: PerBlock = 0.0,
+        window_size: WindowSize = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -72,7 +78,7 @@ class CvTClassifier(nn.Module):
             for index, (channels, stride) in enumerate(zip(self.arch.embed_dims, self.arch.strides))
         ]
         with nullcontext() if device is None else torch.device(device):
-            self.stages = nn.ModuleList(build_stages(self.arch, in_chans, drop_path_rate))
+            self.stages = nn.ModuleList(build_stages(self.arch, in_chans, drop_path_rate, window_size))
             self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=NORM_EPS)
             self.head_drop = nn.Dropout(drop_rate)
             self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
@@ -211,11 +217,12 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: CvTClassifier) ->
     converted = to_trunk(state_dict)
     if converted is None:
         raise CheckpointError(f'checkpoint for {name} holds no CvT weights of any known format')
-    tensors, _ = converted
+    tensors, found = converted
     expected = {key: tensor for key, tensor in from_timm(model.state_dict()).items() if key.startswith('stage')}
     if model.in_chans != model.pretrained_cfg['input_size'][0] and _STEM in tensors:
         expected[_STEM] = tensors[_STEM]  # timm adapts it to the model's channels afterwards
     check_fit(name, tensors, expected, model.arch, model.arch.num_stages)
+    _logger.info('%s: loaded %d tensors of the trunk (%s format)', name, len(expected), found)
     return to_timm(tensors)
 
 
@@ -249,21 +256,27 @@ default_cfgs = generate_default_cfgs(
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     arch = variant.replace('_', '-')
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
-    if pretrained and not overlay.get('file'):
+    if pretrained and not overlay.keys() & {'file', 'url', 'hf_hub_id', 'state_dict'}:
         tag = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg')).tag
         published = next((p for p in PUBLISHED.values() if (p.arch, p.timm_tag) == (arch, tag)), None)
         local = find_local(published) if published else None
         if local:
             overlay['file'] = str(local)
-    return build_model_with_cfg(
-        CvTClassifier,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        pretrained_cfg_overlay=overlay,
-        feature_cfg=dict(out_indices=(0, 1, 2), feature_cls='getter'),
-        **(dict(arch=arch) | kwargs),
-    )
+    try:
+        return build_model_with_cfg(
+            CvTClassifier,
+            variant,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            pretrained_cfg_overlay=overlay,
+            feature_cfg=dict(out_indices=(0, 1, 2), feature_cls='getter'),
+            **(dict(arch=arch) | kwargs),
+        )
+    except OSError as error:  # the Hub's errors, and those of a file that is not there
+        raise CheckpointError(
+            f"weights of {variant} could not be had ({reason(error)}). Without network, put the authors' files into a "
+            f'folder and set {LOCAL_FOLDER}, or give one with pretrained_cfg_overlay=dict(file=PATH)'
+        ) from error
 
 
 @register_model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from timm.layers import trunc_normal_
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .arch import Arch, PerBlock, drop_path_rates, get_arch, per_block
-from .layers import Block, ConvEmbed, Size, tokens_to_map
+from .arch import Arch, PerBlock, WindowSize, drop_path_rates, get_arch, per_block, window_sizes
+from .attention import Size
+from .layers import Block, ConvEmbed, tokens_to_map
 
-#: Below this the deepest map has no pixel left for a sub-sampled key.
+#: Side of the smallest image, in pixels: the stride of the deepest stage of the published variants.
 MIN_SIZE = 16
 
 
@@ -59,7 +60,11 @@ class Stage(nn.Module):
 
 
 def build_stages(
-    arch: Arch, in_channels: int = 3, drop_path_rate: PerBlock = 0.0, num_stages: int | None = None
+    arch: Arch,
+    in_channels: int = 3,
+    drop_path_rate: PerBlock = 0.0,
+    window_size: WindowSize = None,
+    num_stages: int | None = None,
 ) -> list[Stage]:
     """Build the stages of a variant with fresh weights.
 
@@ -67,13 +72,15 @@ def build_stages(
         arch: The variant.
         in_channels: Channels of the image.
         drop_path_rate: As :func:`~cvt_dense.arch.drop_path_rates` takes it.
+        window_size: As :func:`~cvt_dense.arch.window_sizes` takes it.
         num_stages: Only the first so many; all by default. The last stage of the variant has the cls token.
 
     Raises:
-        ValueError: If the drop-path rate is wrong.
+        ValueError: If the drop-path rate or the window size is wrong.
     """
     mlp_ratio = per_block(arch.mlp_ratio, arch.depths, 'mlp_ratio')
     kv_stride = per_block(arch.kv_stride, arch.depths, 'kv_stride')
+    windows = window_sizes(window_size, arch)
     drop_path = drop_path_rates(drop_path_rate, arch.depths)
     stages = []
     for index in range(arch.num_stages if num_stages is None else num_stages):
@@ -84,8 +91,8 @@ def build_stages(
         else:
             patch_embed = ConvEmbed(arch.embed_dims[index - 1], dim, kernel_size=3, stride=2, padding=1)
         blocks = [
-            Block(dim, heads, *settings, with_cls_token)
-            for settings in zip(mlp_ratio[index], kv_stride[index], drop_path[index])
+            Block(dim, heads, ratio, stride, drop, with_cls_token, window)
+            for ratio, stride, drop, window in zip(mlp_ratio[index], kv_stride[index], drop_path[index], windows[index])
         ]
         stages.append(Stage(patch_embed, blocks, dim if with_cls_token else None))
     return stages
@@ -128,6 +135,9 @@ class CvTTrunk(nn.Module):
         in_channels: Channels of the image.
         drop_path_rate: Drop-path probability: a scalar (the last block's, rising linearly from 0), one value per
             stage, or one per block.
+        window_size: Side of the windows that attention is confined to, in tokens: one value for all blocks, one per
+            stage or one per block; ``'pretrain'`` for the token grid of the checkpoints' resolution, 96/48/24; None
+            for exact, global attention.
         with_cp: Recompute each block in the backward pass (activation checkpointing).
         num_stages: Build only the first so many stages; all by default.
 
@@ -140,14 +150,18 @@ class CvTTrunk(nn.Module):
         arch: str | Mapping[str, Any] | Arch = 'cvt-13',
         in_channels: int = 3,
         drop_path_rate: PerBlock = 0.0,
+        window_size: WindowSize = None,
         with_cp: bool = False,
         num_stages: int | None = None,
     ) -> None:
         super().__init__()
         self.arch = get_arch(arch)
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
         self.in_channels = in_channels
         self.num_stages = self.arch.num_stages if num_stages is None else num_stages
-        for index, stage in enumerate(build_stages(self.arch, in_channels, drop_path_rate, self.num_stages)):
+        stages = build_stages(self.arch, in_channels, drop_path_rate, window_size, self.num_stages)
+        for index, stage in enumerate(stages):
             stage.with_cp = with_cp
             self.add_module(f'stage{index}', stage)
         self.reset_parameters()
@@ -188,20 +202,28 @@ def _recomputed(block: Block, tokens: torch.Tensor, size: Size) -> torch.Tensor:
     """A block's output, its activations computed once more in the backward pass instead of kept."""
     if not torch.is_grad_enabled():
         return block(tokens, size)
-    contexts = (nullcontext(), _keep_running_statistics(block))
+    contexts = (nullcontext(), _KeepRunningStatistics(block))
     return checkpoint(block, tokens, size, use_reentrant=False, context_fn=lambda: contexts)
 
 
-@contextmanager
-def _keep_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm in training mode normalise by the batch once more without counting it a second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
+class _KeepRunningStatistics(AbstractContextManager):
+    """Lets BatchNorm in training mode normalise by the batch once more without counting it a second time.
+
+    Can be entered anew for each backward pass through a graph that is retained.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.momenta: dict[nn.modules.batchnorm._BatchNorm, float | None] = {}
+
+    def __enter__(self) -> None:
+        for module in self.module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                self.momenta[module] = module.momentum
+                module.momentum = 0.0
+
+    def __exit__(self, *exception: object) -> None:
+        for norm, momentum in self.momenta.items():
             norm.momentum = momentum
             norm.num_batches_tracked -= 1
+        self.momenta.clear()

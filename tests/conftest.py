@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples every time, and no limit on how long one may take on a busy machine.
+hypothesis.settings.register_profile('repeatable', derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile('repeatable')
 
 ROOT = Path(__file__).resolve().parents[1]
 

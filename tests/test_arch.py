@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cvt_dense.arch import ARCHS, Arch, drop_path_rates, get_arch, per_block
+from cvt_dense.arch import ARCHS, Arch, drop_path_rates, get_arch, per_block, window_sizes
 
 TINY = dict(embed_dims=[16, 48], num_heads=[1, 3], depths=[1, 2])
 
@@ -26,7 +26,10 @@ def test_names_and_dicts_give_architectures() -> None:
         (TINY | dict(embed_dims=64), 'embed_dims must be a list'),
         (TINY | dict(num_heads=[1, 5]), 'divisible by num_heads, got 48 channels for 5 heads'),
         (TINY | dict(kv_stride=1.5), 'kv_stride must hold positive integers'),
-        (TINY | dict(mlp_ratio=0), 'mlp_ratio must be positive'),
+        (TINY | dict(mlp_ratio=0), 'mlp_ratio must hold numbers'),
+        (TINY | dict(mlp_ratio='4'), 'mlp_ratio must hold numbers'),
+        (TINY | dict(mlp_ratio=[4, 0.01]), 'mlp_ratio must hold numbers'),
+        (TINY | dict(kv_stride=True), 'kv_stride must hold positive integers'),
         (TINY | dict(mlp_ratio=[4, 4, 4]), 'mlp_ratio has 3 values for 2 stages'),
         (TINY | dict(kv_stride=[2, [1]]), 'kv_stride of stage 1 has 1 values for 2 blocks'),
     ],
@@ -63,5 +66,26 @@ def test_a_scalar_drop_path_rate_rises_linearly_over_all_blocks() -> None:
 
 def test_drop_path_rates_may_be_given_one_by_one() -> None:
     assert drop_path_rates([0.1, [0.2, 0.3]], (1, 2)) == [[0.1], [0.2, 0.3]]
-    with pytest.raises(ValueError, match=r'drop_path_rate must lie in \[0, 1\)'):
-        drop_path_rates(1.0, (1, 2))
+    for rate in (1.0, -0.1, '0.1', None, [0.1, [0.2, '0.3']]):
+        with pytest.raises(ValueError, match=r'drop_path_rate must lie in \[0, 1\)'):
+            drop_path_rates(rate, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ('value', 'sizes'),
+    [
+        (None, [[None], [None, None]]),
+        (7, [[7], [7, 7]]),
+        ('pretrain', [[96], [48, 48]]),
+        (['pretrain', None], [[96], [None, None]]),
+        ([14, [7, None]], [[14], [7, None]]),
+    ],
+)
+def test_windows_are_given_by_the_same_rule(value: object, sizes: list[list[int | None]]) -> None:
+    assert window_sizes(value, get_arch(TINY)) == sizes
+
+
+@pytest.mark.parametrize('value', [0, -1, 2.5, True, 'all', [7, [7, 'pre']], [7], [7, [7]]])
+def test_wrong_windows_are_refused(value: object) -> None:
+    with pytest.raises(ValueError, match='window_size'):
+        window_sizes(value, get_arch(TINY))

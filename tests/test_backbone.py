@@ -7,6 +7,7 @@ import mmengine
 import pytest
 import torch
 from golden import TINY, image, weights
+from largest_tensor import LargestTensor
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -102,7 +103,11 @@ def test_what_is_frozen_gives_the_same_maps_in_training() -> None:
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(out_indices=()), 'out_indices must be stages in rising order, from 0 to 2'),
+        (dict(out_indices=()), 'out_indices must be a list of stages in rising order, from 0 to 2'),
+        (dict(out_indices=2), 'out_indices must be a list of stages in rising order, from 0 to 2, got 2'),
+        (dict(frozen_stages=None), 'frozen_stages must lie between'),
+        (dict(in_channels=0), 'in_channels must be a positive integer, got 0'),
+        (dict(window_size=0), 'window_size must hold'),
         (dict(out_indices=(1, 0)), 'rising order'),
         (dict(out_indices=(0, 3)), 'from 0 to 2'),
         (dict(frozen_stages=3), r'frozen_stages must lie between -1 \(none\) and 2, got 3'),
@@ -113,6 +118,38 @@ def test_what_is_frozen_gives_the_same_maps_in_training() -> None:
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**settings)
+
+
+@pytest.mark.parametrize(
+    ('init_cfg', 'message'),
+    [
+        (dict(type='Pretrained'), 'init_cfg names no checkpoint'),
+        (dict(type='Pretrained', checkpoint=None), 'init_cfg names no checkpoint'),
+        (dict(type='Pretrained', checkpoint='cvt-13-224x224-in1k', prefx='backbone'), "an unknown key 'prefx'"),
+    ],
+)
+def test_an_init_cfg_that_nothing_would_read_is_refused(init_cfg: dict[str, object], message: str) -> None:
+    model = tiny(init_cfg=init_cfg)
+    with pytest.raises(ValueError, match=message):
+        model.init_weights()
+    assert model.init_cfg == init_cfg
+
+
+def test_initialising_leaves_the_init_cfg_as_it_was() -> None:
+    for init_cfg in (None, [], dict(type='TruncNormal', layer='Linear', std=0.5)):
+        model = tiny(init_cfg=init_cfg)
+        model.init_weights()
+        assert model.init_cfg == init_cfg
+    assert 0.4 < model.stage1.blocks[0].mlp.fc1.weight.std() < 0.6
+
+
+def test_no_tensor_grows_with_queries_times_keys() -> None:
+    model = tiny(norm_eval=True).train()
+    x = torch.randn(1, 3, 256, 256)
+    with LargestTensor() as largest:
+        sum(m.mean() for m in model(x)).backward()
+    # Stage 0 has 64 * 64 queries and 32 * 32 keys; the MLP's hidden layer is four times as wide as its 16 channels.
+    assert largest.numel == 64 * 64 * 64 < 64 * 64 * 32 * 32
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmengine'])
@@ -157,9 +194,8 @@ def test_imports_without_the_toolkits(missing: tuple[str, ...]) -> None:
 
 def test_without_mmengine_the_trunk_works_and_the_backbone_says_what_it_needs() -> None:
     out = _import_without('mmengine', 'mmcv', 'mmdet', 'mmseg')
-    assert (
-        out == '[]\nImportError: cvt_dense.CvT needs mmengine: pip install "cvt_dense[onedl]" or "cvt_dense[openmmlab]"'
-    )
+    hint = 'pip install mmengine, or its maintained fork onedl-mmengine'
+    assert out == f'[]\nImportError: cvt_dense.CvT needs mmengine: {hint}'
 
 
 def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:

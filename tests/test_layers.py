@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from cvt_dense.layers import Block, ConvAttention, ConvEmbed, map_to_tokens, tokens_to_map
+from cvt_dense.layers import Block, ConvAttention, ConvEmbed, ConvProjection, map_to_tokens, tokens_to_map
 
 
 def test_tokens_and_maps_are_views_of_each_other() -> None:
@@ -43,3 +44,28 @@ def test_the_cls_token_is_not_convolved_but_attended_to() -> None:
         out, out_changed = attention(tokens, (3, 4)), attention(changed, (3, 4))
     assert torch.equal(maps[0], maps[1])
     assert not torch.allclose(out[:, 1:], out_changed[:, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_batch_norm_that_keeps_its_statistics_is_part_of_the_convolution(stride: int) -> None:
+    projection = ConvProjection(6, stride).double()
+    projection.bn.load_state_dict(
+        {key: torch.rand_like(t, dtype=torch.double) for key, t in projection.bn.state_dict().items()}
+    )
+    projection.bn.eval()
+    x = torch.randn(2, 6, 7, 9, dtype=torch.double, requires_grad=True)
+    parameters = [x, projection.conv.weight, projection.bn.weight, projection.bn.bias]
+    ours, expected = projection(x), projection.bn(projection.conv(x))
+    torch.testing.assert_close(ours, expected)
+    direction = torch.randn_like(ours)
+    for got, want in zip(
+        torch.autograd.grad(ours, parameters, direction), torch.autograd.grad(expected, parameters, direction)
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_batch_norm_in_training_normalises_by_the_batch() -> None:
+    projection = ConvProjection(6, 1).train()
+    out = projection(3 + torch.randn(2, 6, 7, 9))
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    assert projection.bn.num_batches_tracked == 1

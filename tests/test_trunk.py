@@ -116,6 +116,19 @@ def test_fewer_stages_may_be_built() -> None:
     assert cls_token is None
 
 
+def test_a_retained_graph_can_be_gone_through_twice() -> None:
+    trunk = CvTTrunk(TINY, with_cp=True).train()
+    x = torch.randn(2, 3, 32, 48)
+    loss = sum(m.pow(2).mean() for m in trunk(x)[0])
+    loss.backward(retain_graph=True)
+    once = {name: p.grad.clone() for name, p in trunk.named_parameters() if p.grad is not None}
+    statistics = {name: buffer.clone() for name, buffer in trunk.named_buffers()}
+    loss.backward()
+    for name, gradient in once.items():
+        torch.testing.assert_close(trunk.get_parameter(name).grad, 2 * gradient)
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in trunk.named_buffers())
+
+
 def _train_step(with_cp: bool) -> tuple[CvTTrunk, torch.Tensor]:
     torch.manual_seed(0)
     trunk = CvTTrunk(TINY, drop_path_rate=0.3, with_cp=with_cp).train()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..arch import ARCHS, Arch
@@ -35,7 +37,7 @@ class LoadReport:
         return line
 
 
-def load_pretrained(model: CvTTrunk, checkpoint: str, prefix: str | None = None) -> LoadReport:
+def load_pretrained(model: CvTTrunk, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> LoadReport:
     """Load a checkpoint into a trunk, or into a backbone that is one.
 
     Output norms (``norm0`` …) are taken where the checkpoint has them, that is if it comes from a trained detector
@@ -50,6 +52,7 @@ def load_pretrained(model: CvTTrunk, checkpoint: str, prefix: str | None = None)
     Raises:
         CheckpointError: If the checkpoint cannot be had or read, or does not cover the trunk.
     """
+    checkpoint = str(checkpoint)
     converted = to_trunk(read(fetch(checkpoint)), prefix)
     if converted is None:
         where = f'below {prefix!r}' if prefix else f'of any known format ({", ".join(FORMATS)})'
@@ -116,6 +119,34 @@ def _variant_hint(tensors: StateDict, wanted: Arch) -> str:
     found = variant_of(tensors)
     asked = next((name for name, arch in ARCHS.items() if arch == wanted), 'another architecture')
     return f" (these are {found}'s; the config asks for {asked})" if found and found != asked else ''
+
+
+def check_complete(checkpoint: str, tensors: StateDict) -> None:
+    """See whether tensors are a trunk with nothing missing, of whatever architecture.
+
+    Args:
+        checkpoint: Where they come from, for the message.
+        tensors: Under the trunk's names.
+
+    Raises:
+        CheckpointError: If stages or blocks are not numbered through, or a tensor of one is missing or misshapen. The
+            last blocks of an unknown architecture may be missing without anyone knowing.
+    """
+    stages = sorted({int(match.group(1)) for key in tensors if (match := _TRUNK_KEY.match(key))})
+    dims = [tensors.get(f'stage{stage}.patch_embed.proj.weight') for stage in stages]
+    if stages != list(range(len(stages))) or any(weight is None or weight.ndim != 4 for weight in dims):
+        raise CheckpointError(f'checkpoint {checkpoint} is incomplete: it has parts of stages {stages} only')
+    ratios = [
+        [len(tensors.get(f'stage{stage}.blocks.{block}.mlp.fc1.bias', dim)) / len(dim) for block in range(depth)]
+        for stage, (dim, depth) in enumerate(zip(dims, _depths(tensors)))
+    ]
+    # The number of heads shows in no shape. A file of the first stages of a variant has no cls token yet.
+    arch = Arch([len(dim) for dim in dims], [1] * len(dims), _depths(tensors), mlp_ratio=ratios)
+    with torch.device('meta'):
+        expected = CvTTrunk(arch, in_channels=dims[0].shape[1]).state_dict()
+    if variant_of(tensors) is None:
+        expected = {key: t for key, t in expected.items() if key in tensors or not key.endswith('cls_token')}
+    check_fit(checkpoint, tensors, expected, arch, arch.num_stages)
 
 
 def variant_of(tensors: StateDict) -> str | None:

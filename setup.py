@@ -1,6 +1,6 @@
 """Packaging of cvt_dense.
 
-Besides the package, ``configs/``, ``tools/`` and ``model-index.yml`` are laid into ``cvt_dense/.mim``, where
+Besides the package, ``configs/`` and ``tools/`` are laid into ``cvt_dense/.mim``, where
 OpenMMLab's ``mim`` looks for them: as copies in a wheel, as links in an editable install.
 """
 
@@ -16,7 +16,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM_ITEMS = ('configs', 'tools', 'model-index.yml')
+MIM_ITEMS = ('configs', 'tools')
 
 
 def read(name: str) -> str:
@@ -94,7 +94,6 @@ try:
             'Development Status :: 4 - Beta',
             'Intended Audience :: Science/Research',
             'Operating System :: POSIX :: Linux',
-            'Operating System :: MacOS',
             'Programming Language :: Python :: 3',
             'Programming Language :: Python :: 3.10',
             'Programming Language :: Python :: 3.11',
@@ -108,8 +107,8 @@ try:
         # No mm package here: two stacks carry the same import names, and pulling in the other one would
         # break a project that has either. The extras name them.
         install_requires=[
-            'torch>=2.1',
-            'timm>=1.0',
+            'torch>=2.6',
+            'timm>=1.0.20',
             'safetensors>=0.4',
             'huggingface_hub>=0.20',
             'filelock',

@@ -1,15 +1,12 @@
-"""Prepare a run of mmengine's Runner from a config: overrides, and checks that fail before the first iteration.
-
-What a user got wrong ends as one line and exit code 2, never as a stack trace.
-"""
+"""Prepare a run of mmengine's Runner from a config: overrides, and checks that fail before the first iteration."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import os
-import pickle
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,34 +16,19 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
+from . import cli
 from .checkpoints import CheckpointError
+from .checkpoints.files import reason
+from .cli import UserError
 from .unpickling import load_checkpoints_safely, read_checkpoint
 
 
-class UserError(Exception):
-    """Something that the user has to mend; the message is one line that says what and how."""
-
-
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command-line tool's ``main`` and exit: 0, or 2 with one line on stderr for a user's mistake."""
+    """Run the ``main`` of a tool that reads training checkpoints, see :func:`cvt_dense.cli.run`."""
     load_checkpoints_safely()
-    try:
-        main()
-    except (UserError, CheckpointError) as error:
-        sys.exit(_fail(str(error)))
-    except pickle.UnpicklingError as error:  # from a URL, which mmengine reads by itself
-        sys.exit(_fail(f'a checkpoint holds more than weights and was refused: {_first_line(error)}'))
-    sys.exit(0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _fail(message: str) -> int:
-    print(f'error: {message}', file=sys.stderr)
-    return 2
+    cli.run(main)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +58,7 @@ def load_config(args: argparse.Namespace) -> Config:
     try:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # a config is a program and may raise anything
-        raise UserError(f'config {args.config} cannot be read: {type(error).__name__}: {_first_line(error)}') from error
+        raise UserError(f'config {args.config} cannot be read: {type(error).__name__}: {reason(error)}') from error
     if 'default_scope' not in cfg or 'model' not in cfg:
         raise UserError(f'config {args.config} is not a runnable one: it sets no model or no default_scope')
     if args.cfg_options:
@@ -85,7 +67,7 @@ def load_config(args: argparse.Namespace) -> Config:
             cfg.merge_from_dict(args.cfg_options)
         except Exception as error:  # mmengine raises all kinds for a path that leads nowhere
             options = ', '.join(args.cfg_options)
-            raise UserError(f'--cfg-options {options}: {type(error).__name__}: {_first_line(error)}') from error
+            raise UserError(f'--cfg-options {options}: {type(error).__name__}: {reason(error)}') from error
     cfg.launcher = args.launcher
     if args.work_dir or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
@@ -109,7 +91,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         splits: Those of ``train``, ``val`` and ``test`` that are used.
 
     Raises:
-        UserError: If a data root, an annotation file or an image folder is missing.
+        UserError: If a data root, an annotation file or an image folder is missing or empty.
     """
     hint = cfg.get('data_hint', 'set data_root in the config')
     for split in splits:
@@ -118,6 +100,8 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
             for what, path in _needed_files(dataset).items():
                 if not path.exists():
                     raise UserError(f'{what} {path} does not exist; {hint}')
+                if path.is_dir() and next(path.iterdir(), None) is None:
+                    raise UserError(f'{what} {path} is empty; {hint}')
 
 
 def _datasets(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
@@ -150,6 +134,42 @@ def check_checkpoint(path: str) -> None:
     """
     if '://' not in path and not Path(path).is_file():
         raise UserError(f'checkpoint {path} does not exist')
+
+
+def check_launcher(cfg: Config) -> None:
+    """Refuse a distributed run that could not start.
+
+    Raises:
+        UserError: If the launcher's environment or a GPU is missing.
+    """
+    if cfg.launcher == 'none':
+        return
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError(
+            '--launcher pytorch needs the processes that torchrun starts: torchrun --nproc_per_node=N TOOL …'
+        )
+    if not torch.cuda.is_available():
+        raise UserError(f'--launcher {cfg.launcher} needs GPUs, and torch sees none: leave it out')
+
+
+def hide_gpu_without_operators(cfg: Config) -> None:
+    """Hide the GPU from a detector if mmcv's operators were built without CUDA, and say so.
+
+    mmengine would put the model on it, and the first RoIAlign would fail. To be called before anything asks torch for
+    GPUs, which it does once only.
+    """
+    if cfg.default_scope != 'mmdet':
+        return
+    from mmcv.ops import get_compiling_cuda_version  # which segmentation can do without
+
+    if get_compiling_cuda_version() != 'not available':
+        return
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    if shutil.which('nvidia-smi'):
+        print(
+            'the GPU is not used: mmcv was built without CUDA; install the CUDA toolkit and build mmcv again',
+            file=sys.stderr,
+        )
 
 
 def use_batchnorm_without_gpu(cfg: Config) -> None:
@@ -253,13 +273,47 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     return noted or None
 
 
+def check_weights(model: nn.Module, path: str, prefix: str = '') -> None:
+    """See whether a local checkpoint of a training run covers a model; mmengine itself would only warn.
+
+    Args:
+        model: The one that is going to load it.
+        path: The checkpoint. One from a web server is left to mmengine.
+        prefix: Look at parameters below this only: ``'backbone.'`` where heads may be new.
+
+    Raises:
+        UserError: If tensors are missing or misshapen; the message names the first.
+        CheckpointError: If the checkpoint cannot be read.
+    """
+    if '://' in path:
+        return
+    content = read_checkpoint(path)
+    tensors = content.get('state_dict', content)
+    names = [name for name in model.state_dict() if name.startswith(prefix) and 'num_batches_tracked' not in name]
+    missing = [name for name in names if name not in tensors]
+    misshapen = [name for name in names if name in tensors and tensors[name].shape != model.state_dict()[name].shape]
+    for what, found in (('lacks', missing), ('has other shapes for', misshapen)):
+        if found:
+            more = f' and {len(found) - 1} more' if len(found) > 1 else ''
+            raise UserError(f'checkpoint {path} is not one of this config: it {what} {found[0]}{more}')
+
+
 def build_runner(cfg: Config) -> Runner:
-    """Build the Runner that a config describes."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    """Build the Runner that a config describes.
+
+    Raises:
+        UserError: If a part of it cannot be built as the config has it.
+    """
+    try:
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
+        raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Let a test run write pictures of ground truth and predictions, side by side, into a folder."""
+    hook = 'DetVisualizationHook' if cfg.default_scope == 'mmdet' else 'SegVisualizationHook'
+    cfg.default_hooks.setdefault('visualization', dict(type=hook))
     cfg.default_hooks.visualization.draw = True
     cfg.default_hooks.visualization.interval = 1
     if cfg.default_scope == 'mmdet':

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +12,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner.checkpoint import _load_checkpoint
+from torch import nn
 
 from cvt_dense import launch
-from cvt_dense.checkpoints import CheckpointError
-from cvt_dense.launch import UserError
+from cvt_dense.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -184,15 +183,22 @@ def test_missing_data_is_named_from_the_outside_in(tmp_path: Path) -> None:
     annotations.touch()
     assert missing() == f'img folder {images} does not exist; make it thus'
     images.mkdir(parents=True)
+    assert missing() == f'img folder {images} is empty; make it thus'
+    (images / '1.jpg').touch()
     launch.check_data(cfg, ('train',))
 
 
+def filled(folder: Path) -> None:
+    folder.mkdir()
+    (folder / '1.png').touch()
+
+
 def test_of_segmentation_both_folders_are_needed(tmp_path: Path) -> None:
-    (tmp_path / 'images').mkdir()
+    filled(tmp_path / 'images')
     cfg = configured(segmentation(tmp_path))
     with pytest.raises(UserError, match=f'seg_map_path folder {tmp_path}/labels does not exist; make it thus'):
         launch.check_data(cfg, ('train',))
-    (tmp_path / 'labels').mkdir()
+    filled(tmp_path / 'labels')
     launch.check_data(cfg, ('train',))
 
 
@@ -228,8 +234,8 @@ WRAPPERS: list[Callable[..., dict[str, Any]]] = [
 
 @pytest.mark.parametrize('wrap', WRAPPERS)
 def test_wrapped_datasets_are_looked_into(tmp_path: Path, wrap: Callable[..., dict[str, Any]]) -> None:
-    (tmp_path / 'images').mkdir()
-    (tmp_path / 'labels').mkdir()
+    filled(tmp_path / 'images')
+    filled(tmp_path / 'labels')
     good, bad = segmentation(tmp_path), detection(tmp_path / 'missing')
     with pytest.raises(UserError, match=f'data root {tmp_path}/missing does not exist'):
         launch.check_data(configured(wrap(good, bad)), ('train',))
@@ -314,6 +320,71 @@ def test_with_nothing_to_resume_the_run_starts_from_pretrained_weights(
     assert not cfg.get('load_from')
     assert cfg.model.backbone.init_cfg.checkpoint == 'x'
     assert f'nothing to resume in {work_dir}: starting afresh' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
+def test_a_distributed_run_that_could_not_start_is_refused(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = Config(dict(launcher=launcher))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('RANK', '0')
+    launch.check_launcher(cfg)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(UserError, match=f'--launcher {launcher} needs GPUs'):
+        launch.check_launcher(cfg)
+    launch.check_launcher(Config(dict(launcher='none')))
+
+
+def test_without_torchrun_its_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(UserError, match='torchrun --nproc_per_node=N'):
+        launch.check_launcher(Config(dict(launcher='pytorch')))
+
+
+@pytest.mark.parametrize(
+    ('scope', 'operators', 'hidden'),
+    [('mmdet', 'not available', True), ('mmdet', '12.8', False), ('mmseg', 'not available', False)],
+)
+def test_a_detector_without_operators_for_the_gpu_stays_off_it(
+    scope: str, operators: str, hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: operators)
+    monkeypatch.setattr('shutil.which', lambda name: f'/usr/bin/{name}')
+    launch.hide_gpu_without_operators(Config(dict(default_scope=scope)))
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ('' if hidden else '0')
+    assert ('the GPU is not used: mmcv was built without CUDA' in capsys.readouterr().err) is hidden
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.head = nn.Linear(3, 4)
+
+
+@pytest.mark.parametrize('wrap', [dict, lambda tensors: dict(state_dict=tensors, meta={})])
+def test_a_checkpoint_must_cover_the_model(wrap: Callable[[dict], dict], tmp_path: Path) -> None:
+    model, path = Detector(), str(tmp_path / 'a.pth')
+    tensors = model.state_dict()
+    counter = 'backbone.1.num_batches_tracked'
+    torch.save(wrap({key: t for key, t in tensors.items() if key != counter}), path)
+    launch.check_weights(model, path)
+    torch.save(wrap(tensors | {'head.weight': torch.zeros(5, 3), 'head.bias': torch.zeros(5)}), path)
+    launch.check_weights(model, path, prefix='backbone.')
+    with pytest.raises(UserError, match=r'it has other shapes for head\.weight and 1 more') as error:
+        launch.check_weights(model, path)
+    assert path in message(error)
+    torch.save(wrap({key: t for key, t in tensors.items() if key != 'backbone.0.bias'}), path)
+    with pytest.raises(UserError, match=r'it lacks backbone\.0\.bias$'):
+        launch.check_weights(model, path, prefix='backbone.')
+    launch.check_weights(model, 'https://example.org/a.pth')
+
+
+def test_settings_that_nothing_can_be_built_from_are_one_line(tmp_path: Path) -> None:
+    cfg = load(tmp_path, CONFIG.replace("type='X', backbone=", "type='ImgDataPreprocessor', no_such_setting="))
+    with pytest.raises(UserError, match='the config cannot be built: ') as error:
+        launch.build_runner(cfg)
+    message(error)
 
 
 def sync_bn_model() -> Config:
@@ -452,37 +523,6 @@ def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple
     with pytest.raises(SystemExit) as exit_:
         launch.run(main)
     return exit_.value.code, capsys.readouterr().err.splitlines()
-
-
-def raising(error: Exception) -> Callable[[], None]:
-    def main() -> None:
-        raise error
-
-    return main
-
-
-def test_a_run_that_ends_well_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(lambda: None, capsys) == (0, [])
-
-
-@pytest.mark.parametrize('error', [UserError('mend this'), CheckpointError('mend this')])
-def test_a_users_mistake_exits_with_2_and_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(raising(error), capsys) == (2, ['error: mend this'])
-
-
-def test_a_refused_pickle_exits_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    code, lines = ended(raising(pickle.UnpicklingError('not allowed\nmore')), capsys)
-    assert (code, lines) == (2, ['error: a checkpoint holds more than weights and was refused: not allowed'])
-
-
-def test_an_empty_unpickling_error_exits_with_2_too(capsys: pytest.CaptureFixture[str]) -> None:
-    code, lines = ended(raising(pickle.UnpicklingError()), capsys)
-    assert (code, len(lines)) == (2, 1)
-
-
-def test_a_bug_is_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError):
-        launch.run(raising(ZeroDivisionError()))
 
 
 def test_mmengine_does_not_run_code_in_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ from golden import TINY, Classifier, weights
 from PIL import Image
 from torch import nn
 
-from cvt_dense import CheckpointError, launch
+from cvt_dense import CheckpointError
 from cvt_dense.checkpoints.formats import to_transformers
+from cvt_dense.cli import UserError
 
 CLASSES = ('n01440764', 'n01443537', 'n01484850')
 
@@ -72,21 +73,21 @@ def test_lower_precision_is_used_if_asked_for() -> None:
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validate_imagenet, 'build_model', lambda *_: always(0, 3))
-    with pytest.raises(launch.UserError, match='nowhere does not exist'):
+    with pytest.raises(UserError, match='nowhere does not exist'):
         run(monkeypatch, '--data', tmp_path / 'nowhere')
-    with pytest.raises(launch.UserError, match='holds no images in folders of their classes'):
+    with pytest.raises(UserError, match='holds no images in folders of their classes'):
         run(monkeypatch, '--data', tmp_path)
 
 
 def test_other_classes_than_the_models_are_refused(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validate_imagenet, 'build_model', lambda *_: always(0, 4))
-    with pytest.raises(launch.UserError, match='has 3 classes; the model has 4'):
+    with pytest.raises(UserError, match='has 3 classes; the model has 4'):
         run(monkeypatch, '--data', images)
 
 
 @pytest.mark.parametrize('name', ['cvt_99', 'resnet50', 'cvt_13.nope', ''])
 def test_an_unknown_model_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(launch.UserError, match=r'there is no model .*cvt_21\.msft_in1k_384'):
+    with pytest.raises(UserError, match=r'there is no model .*cvt_21\.msft_in1k_384'):
         validate_imagenet.build_model(name, None)
 
 
@@ -99,12 +100,35 @@ def test_a_checkpoint_of_any_format_is_taken(convert: object, tmp_path: Path) ->
     assert torch.equal(model.stages[2].cls_token, tensors['stage2.cls_token'])
 
 
+@pytest.mark.parametrize(
+    ('model', 'resolution'), [('cvt_13', 384), ('cvt_13.msft_in1k', 224), ('cvt_13.msft_in22k_ft_in1k_384', 384)]
+)
+def test_a_published_checkpoint_brings_its_resolution_unless_a_tag_is_given(
+    model: str, resolution: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(weights(Classifier('cvt-13', 1000)), tmp_path / 'CvT-13-384x384-IN-22k.pth')
+    monkeypatch.setenv('CVT_DENSE_CHECKPOINTS', str(tmp_path))
+    built = validate_imagenet.build_model(model, 'cvt-13-384x384-in22k')
+    assert built.pretrained_cfg['input_size'] == (3, resolution, resolution)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [(('--batch-size', 0), '--batch-size must be'), (('--device', 'abacus'), '--device abacus cannot be used')],
+)
+def test_settings_that_cannot_be_used_are_named(
+    arguments: tuple[object, ...], message: str, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, '--data', images, *arguments)
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     tensors = weights(Classifier('cvt-13', 1000))
     torch.save(tensors, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match="these are cvt-13's; the config asks for cvt-21"):
         validate_imagenet.build_model('cvt_21', str(tmp_path / 'a.pth'))
     torch.save({key: t for key, t in tensors.items() if not key.startswith('head')}, tmp_path / 'a.pth')
-    with pytest.raises(launch.UserError, match=r'head\.weight') as error:
+    with pytest.raises(UserError, match=r'head\.weight') as error:
         validate_imagenet.build_model('cvt_13', str(tmp_path / 'a.pth'))
     assert '\n' not in str(error.value)

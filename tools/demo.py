@@ -21,6 +21,7 @@ from mmdet.registry import VISUALIZERS
 from mmengine.runner import Runner
 
 from cvt_dense import launch
+from cvt_dense.cli import UserError
 from cvt_dense.curves import last_metric, plot_curves, read_scalars
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'maskrcnn_cvttiny_fpn_shapes.py'
@@ -49,6 +50,7 @@ def train(out: Path, data: Path, epochs: int | None) -> Runner:
     cfg = launch.load_config(
         argparse.Namespace(config=str(CONFIG), cfg_options=options, work_dir=None, launcher='none', local_rank=0)
     )
+    launch.hide_gpu_without_operators(cfg)
     launch.check_data(cfg, ('train', 'val'))
     runner = launch.build_runner(cfg)
     runner.train()
@@ -90,7 +92,7 @@ def tile(pictures: list[np.ndarray], columns: int, gap: int = 8) -> np.ndarray:
 def main() -> None:
     args = parse_args()
     if min(args.train, args.val, args.pictures) < 1 or (args.epochs is not None and args.epochs < 1):
-        raise launch.UserError('--train, --val, --epochs and --pictures must be at least 1')
+        raise UserError('--train, --val, --epochs and --pictures must be at least 1')
     start = time.monotonic()
     out = Path(args.out).absolute()
     data = out / 'shapes'
@@ -98,7 +100,7 @@ def main() -> None:
     try:
         make_dataset(data, train=args.train, val=args.val, size=SIZE, seed=0, progress=True)
     except ShapesError as error:
-        raise launch.UserError(f'{error} (or choose another folder with --out)') from error
+        raise UserError(f'{error} (or choose another folder with --out)') from error
     print('demo 2/3: training and evaluation', flush=True)
     runner = train(out, data, args.epochs)
     print(f'demo 3/3: pictures in {out}', flush=True)

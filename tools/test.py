@@ -25,6 +25,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
+    launch.hide_gpu_without_operators(cfg)
+    launch.check_launcher(cfg)
     launch.check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     launch.check_data(cfg, ('test',))
@@ -33,7 +35,9 @@ def main() -> None:
         launch.draw_predictions(cfg, args.show_dir)
     if args.out:
         launch.dump_predictions(cfg, args.out)
-    launch.build_runner(cfg).test()
+    runner = launch.build_runner(cfg)
+    launch.check_weights(runner.model, args.checkpoint)
+    runner.test()
 
 
 if __name__ == '__main__':

@@ -30,6 +30,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
+    launch.hide_gpu_without_operators(cfg)
+    launch.check_launcher(cfg)
     if args.amp:
         launch.enable_amp(cfg)
     if args.auto_scale_lr:
@@ -40,7 +42,10 @@ def main() -> None:
         launch.check_checkpoint(cfg.load_from)
     launch.check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
     launch.use_batchnorm_without_gpu(cfg)
-    launch.build_runner(cfg).train()
+    runner = launch.build_runner(cfg)
+    if cfg.get('load_from') and not cfg.get('resume'):
+        launch.check_weights(runner.model, cfg.load_from, prefix='backbone.')  # heads may be for other classes
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -19,10 +19,11 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import nn
 from tqdm import tqdm
 
-from cvt_dense import launch
+import cvt_dense  # noqa: F401  registers the models in timm
+from cvt_dense import cli
 from cvt_dense.checkpoints.files import CheckpointError
-from cvt_dense.checkpoints.sources import fetch
-from cvt_dense.unpickling import read_checkpoint
+from cvt_dense.checkpoints.published import find_published
+from cvt_dense.cli import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,18 +50,20 @@ def build_model(name: str, checkpoint: str | None) -> nn.Module:
     """
     if name not in timm.list_models('cvt_*') and name not in timm.list_pretrained('cvt_*'):
         known = ', '.join(timm.list_pretrained('cvt_*'))
-        raise launch.UserError(f'there is no model {name!r}; known are {known}')
+        raise UserError(f'there is no model {name!r}; known are {known}')
     overlay = {}
     if checkpoint:
-        state_dict = read_checkpoint(str(fetch(checkpoint)))
-        overlay = dict(pretrained_cfg_overlay=dict(state_dict=dict(state_dict)))
+        published = find_published(checkpoint)
+        if published and '.' not in name:
+            name = f'{name}.{published.timm_tag}'  # its resolution and transforms
+        overlay = dict(pretrained_cfg_overlay=dict(state_dict=dict(cli.read_state_dict(checkpoint))))
     try:
         return timm.create_model(name, pretrained=True, **overlay)
     except CheckpointError:
         raise
     except (RuntimeError, OSError) as error:  # torch's for a head that does not fit, the Hub's for no connection
         reason = ' '.join(str(error).split())
-        raise launch.UserError(
+        raise UserError(
             f'weights of {name} cannot be had or do not fit ({reason}); give a file with --checkpoint, or a folder of '
             f"the authors' files with CVT_DENSE_CHECKPOINTS"
         ) from error
@@ -86,18 +89,24 @@ def evaluate(
 
 def main() -> None:
     args = parse_args()
+    if args.batch_size < 1 or args.workers < 0:
+        raise UserError('--batch-size must be at least 1, and --workers at least 0')
+    try:
+        device = torch.device(args.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second is torch's for one built without CUDA
+        raise UserError(f'--device {args.device} cannot be used: {str(error).splitlines()[0]}') from error
     if not Path(args.data).is_dir():
-        raise launch.UserError(f'data folder {args.data} does not exist; it holds one folder of images per class')
+        raise UserError(f'data folder {args.data} does not exist; it holds one folder of images per class')
     model = build_model(args.model, args.checkpoint)
     config = resolve_data_config(model=model)
     try:
         dataset = create_dataset('', root=args.data)
     except RuntimeError as error:  # timm's for a folder without images
-        raise launch.UserError(f'data folder {args.data} holds no images in folders of their classes') from error
+        raise UserError(f'data folder {args.data} holds no images in folders of their classes') from error
     classes = len(dataset.reader.class_to_idx)
     if classes != model.num_classes:
-        raise launch.UserError(f'data folder {args.data} has {classes} classes; the model has {model.num_classes}')
-    device = torch.device(args.device)
+        raise UserError(f'data folder {args.data} has {classes} classes; the model has {model.num_classes}')
     loader = create_loader(
         dataset,
         input_size=config['input_size'],
@@ -111,9 +120,11 @@ def main() -> None:
         use_prefetcher=False,
         device=device,
     )
+    side = 'x'.join(map(str, config['input_size'][1:]))
+    print(f'images of {side} pixels, {config["crop_mode"]} crop of {config["crop_pct"]:.3f}, {config["interpolation"]}')
     top1, top5 = evaluate(model, loader, device, args.amp)
     print(f'{args.model}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(dataset)} images')
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    cli.run(main)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import shutil
 import tempfile
 import urllib.request
 from http.client import HTTPException
@@ -65,7 +67,10 @@ def _beside(url: str, name: str) -> str:
 
 def _fetch(url: str, target: Path) -> None:
     """Download to a file that appears only when it is whole and can be read; an index, when its shards are there."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix='.partial-') as folder:
+    prefix = f'.partial-{target.name}-'
+    for left_over in target.parent.glob(f'{glob.escape(prefix)}*'):  # by a process that was killed: we hold the lock
+        shutil.rmtree(left_over)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
         partial = Path(folder) / target.name
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, open(partial, 'wb') as file:
             expected = int(response.headers.get('Content-Length') or 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ from golden import MODELS, TINY, Classifier, image, weight, weights
 from timm.layers import QuickGELU
 from torch import Tensor, nn
 
-from cvt_dense import CvTClassifier, CvTTrunk
+from cvt_dense import CvTClassifier, CvTTrunk, load_pretrained
+from cvt_dense.arch import ARCHS
+from cvt_dense.checkpoints.files import read
 from cvt_dense.checkpoints.formats import FORMATS, Format, from_transformers, to_timm, to_transformers, to_trunk, unwrap
+from cvt_dense.checkpoints.sources import fetch
 
 #: The port looks its drop-path rates up by stage, so its third stage cannot be built with fewer than three blocks.
 SMALL = TINY | dict(depths=(1, 2, 3))
@@ -68,22 +72,41 @@ def test_transformers_names_fit_the_published_depths(arch: str) -> None:
     assert tensors.keys() == CvTTrunk(small).state_dict().keys()
 
 
-@pytest.mark.parametrize('size', [(64, 96), (65, 97), (47, 33), (16, 16), (17, 130)])
-def test_renamed_transformers_weights_compute_what_transformers_does_with_our_activation(size: tuple[int, int]) -> None:
-    theirs = huggingface(with_head=True)
+#: The published variants' depths and heads on channels that a test can afford.
+STRUCTURES = {
+    'cvt-13': dict(embed_dims=(16, 48, 96), num_heads=(1, 3, 6), depths=(1, 2, 10)),
+    'cvt-21': dict(embed_dims=(16, 48, 96), num_heads=(1, 3, 6), depths=(1, 4, 16)),
+    'cvt-w24': dict(embed_dims=(24, 96, 128), num_heads=(3, 12, 16), depths=(2, 2, 20)),
+}
+
+
+@pytest.mark.parametrize('name', STRUCTURES)
+def test_what_transformers_saves_computes_the_same_here_with_our_activation(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip('transformers')
+    arch = STRUCTURES[name]
+    assert (ARCHS[name].num_heads, ARCHS[name].depths) == (arch['num_heads'], arch['depths'])
+    config = transformers.CvtConfig(
+        embed_dim=list(arch['embed_dims']), num_heads=list(arch['num_heads']), depth=list(arch['depths']), num_labels=10
+    )
+    theirs = transformers.CvtForImageClassification(config).eval()
+    theirs.load_state_dict({key: weight(key, tuple(tensor.shape)) for key, tensor in theirs.state_dict().items()})
     for module in theirs.modules():
         if type(module).__name__ == 'CvtIntermediate':
             module.activation = QuickGELU()  # the port's plain GELU is not the authors'
-    ours = Classifier(SMALL, 10).eval()
-    ours.load_state_dict(to_trunk(theirs.state_dict())[0])
-    x = image(*size, 2)
-    with torch.no_grad():
-        maps, logits = ours(x)
-        expected = theirs(x, output_hidden_states=True)
-    assert len(maps) == len(expected.hidden_states) == 3
-    for got, want in zip([*maps, logits], [*expected.hidden_states, expected.logits]):
-        assert got.shape == want.shape
-        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    theirs.save_pretrained(tmp_path)
+    ours = CvTClassifier(arch, num_classes=10).eval()
+    ours.load_state_dict(to_timm(to_trunk(read(fetch(str(tmp_path))))[0]))
+    trunk = CvTTrunk(arch).eval()
+    load_pretrained(trunk, tmp_path)
+    for size in ((64, 96), (65, 97), (47, 33), (16, 16), (17, 130)):
+        x = image(*size, 2)
+        with torch.no_grad():
+            results = [*trunk(x)[0], ours(x)]
+            expected = theirs(x, output_hidden_states=True)
+        assert len(expected.hidden_states) == 3
+        for got, want in zip(results, [*expected.hidden_states, expected.logits]):
+            assert got.shape == want.shape
+            assert (got - want).abs().max() <= 1e-5 * want.abs().max(), size
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""What command-line tools share: a user's mistake ends as one line and exit code 2, never as a stack trace."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+from .checkpoints import CheckpointError
+from .checkpoints.files import read, reason
+from .checkpoints.sources import fetch
+
+if find_spec('mmengine'):
+    from .unpickling import mmengine_types
+else:
+    mmengine_types = nullcontext
+
+
+class UserError(Exception):
+    """Something that the user has to mend; the message is one line that says what and how."""
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command-line tool's ``main`` and exit: 0, or 2 with one line on stderr for a user's mistake."""
+    try:
+        main()
+    except (UserError, CheckpointError) as error:
+        sys.exit(_fail(str(error)))
+    except pickle.UnpicklingError as error:  # from a URL, which mmengine reads by itself
+        sys.exit(_fail(f'a checkpoint holds more than weights and was refused: {reason(error)}'))
+    except OSError as error:  # no permission, no space left, a file where a folder should be
+        where = f': {error.filename}' if error.filename else ''
+        sys.exit(_fail(f'{error.strerror or reason(error)}{where}'))
+    sys.exit(0)
+
+
+def _fail(message: str) -> int:
+    print(f'error: {message}', file=sys.stderr)
+    return 2
+
+
+def read_state_dict(checkpoint: str) -> Mapping[str, Any]:
+    """Read what a checkpoint holds, wherever it is: one of a training run too, where mmengine is installed.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be had or read.
+    """
+    path = fetch(checkpoint)
+    with mmengine_types():
+        return read(path)

@@ -66,6 +66,9 @@ class ConvProjection(nn.Sequential):
         """Project an ``(N, dim, H, W)`` map to ``(N, dim, ceil(H / stride), ceil(W / stride))``."""
         if self.bn.training:
             return self.bn(self.conv(x))
+        if not torch.jit.is_scripting():  # noqa: SIM102  torch.jit leaves out a branch by its condition alone
+            if type(self.conv) is not nn.Conv2d:  # wrapped, by an adapter or a quantizer, and to be called as it is
+                return self.bn(self.conv(x))
         scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
         weight = self.conv.weight * scale[:, None, None, None]
         bias = self.bn.bias - self.bn.running_mean * scale
@@ -125,6 +128,28 @@ class ConvAttention(nn.Module):
         return torch.cat((cls_token.to(tokens.dtype), tokens), dim=1) if self.with_cls_token else tokens
 
 
+class QuickGELUMlp(Mlp):
+    """The MLP of a block, with QuickGELU: ``x * sigmoid(1.702 x)``.
+
+    Its hidden units are the largest tensors of the model, so going over them costs more than it computes. SiLU of
+    ``1.702 x`` is 1.702 times QuickGELU of ``x`` in one pass, and matrix products scale their outcome for free.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__(dim, hidden_dim, act_layer=QuickGELU)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform ``(N, L, dim)`` tokens to tokens of the same shape."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  as above
+            if type(self.fc1) is type(self.fc2) is nn.Linear:
+                tokens, slope = x.flatten(0, 1), 1.702
+                hidden = torch.addmm(self.fc1.bias, tokens, self.fc1.weight.t(), beta=slope, alpha=slope)
+                hidden = F.silu(hidden, inplace=not torch.is_grad_enabled())
+                return torch.addmm(self.fc2.bias, hidden, self.fc2.weight.t(), alpha=1 / slope).view(x.shape)
+        # Wrapped, by an adapter or a quantizer, and to be called as they are.
+        return self.fc2(self.act(self.fc1(x)))
+
+
 class Block(nn.Module):
     """Convolutional transformer block: pre-norm attention and MLP, each in a residual branch (figure 2b)."""
 
@@ -143,7 +168,7 @@ class Block(nn.Module):
         self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token, window_size)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         # The published weights were trained with QuickGELU; GELU is off by 0.3-2 % of a map's largest value.
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=QuickGELU)
+        self.mlp = QuickGELUMlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:

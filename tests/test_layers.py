@@ -2,8 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import Mlp, QuickGELU
+from torch import nn
 
-from cvt_dense.layers import Block, ConvAttention, ConvEmbed, ConvProjection, map_to_tokens, tokens_to_map
+from cvt_dense.layers import (
+    Block,
+    ConvAttention,
+    ConvEmbed,
+    ConvProjection,
+    QuickGELUMlp,
+    map_to_tokens,
+    tokens_to_map,
+)
 
 
 def test_tokens_and_maps_are_views_of_each_other() -> None:
@@ -69,3 +79,42 @@ def test_a_batch_norm_in_training_normalises_by_the_batch() -> None:
     out = projection(3 + torch.randn(2, 6, 7, 9))
     torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
     assert projection.bn.num_batches_tracked == 1
+
+
+def test_the_mlp_is_that_of_timm_with_quick_gelu_and_gradients_likewise() -> None:
+    ours = QuickGELUMlp(6, 24).double()
+    plain = Mlp(6, 24, act_layer=QuickGELU).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 6, dtype=torch.double, requires_grad=True)
+    direction = torch.randn(2, 5, 6, dtype=torch.double)
+    torch.testing.assert_close(ours(x), plain(x))
+    wanted = torch.autograd.grad(plain(x), [x, *plain.parameters()], direction)
+    for got, want in zip(torch.autograd.grad(ours(x), [x, *ours.parameters()], direction), wanted):
+        torch.testing.assert_close(got, want)
+    before = x.detach().clone()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), plain(x))
+    assert torch.equal(x, before)
+
+
+class Wrapped(nn.Module):
+    """A layer with something beside it, as adapters put there, and the weights of the layer in sight."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + 1
+
+
+@pytest.mark.parametrize('name', ['mlp.fc1', 'mlp.fc2', 'attn.conv_proj_v.conv', 'attn.proj_v'])
+def test_layers_that_were_wrapped_are_called_as_they_are(name: str) -> None:
+    block = Block(8, 2, mlp_ratio=4, kv_stride=2, drop_path=0.0, with_cls_token=False).eval()
+    tokens = torch.randn(1, 12, 8)
+    with torch.no_grad():
+        plain = block(tokens, (3, 4))
+        parent, _, child = name.rpartition('.')
+        setattr(block.get_submodule(parent), child, Wrapped(block.get_submodule(name)))
+        assert not torch.allclose(block(tokens, (3, 4)), plain, atol=1e-3)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import benchmark
+import pytest
+import torch
+from benchmark import CANDIDATES, Result
+from PIL import Image
+
+from cvt_dense import CvTTrunk
+from cvt_dense.cli import UserError
+
+
+def result(model: str, side: int, seconds: float, mode: str = 'forward') -> Result:
+    return Result(model, mode, side, side, 2, [seconds, 3 * seconds, 2 * seconds], side**2 * 1000, 10**9, 10**6)
+
+
+def test_sizes_are_height_times_width() -> None:
+    assert benchmark.parse_size('800x1344') == (800, 1344)
+    for text in ('800', 'x', '800x', '31x64', '-64x64', '64x64x3', '8e2x64', ''):
+        with pytest.raises(UserError, match='--sizes takes HxW'):
+            benchmark.parse_size(text)
+
+
+@pytest.mark.parametrize('exponent', [1.0, 1.5, 2.0])
+def test_growth_is_the_slope_over_pixels_in_logarithms(exponent: float) -> None:
+    results = [result('a', side, (side**2) ** exponent) for side in (100, 200, 400)]
+    assert benchmark.growth_exponent(results) == pytest.approx(exponent)
+    assert benchmark.growth_exponent(results[:1]) is None
+
+
+def test_the_table_compares_with_the_first_model_of_each_size() -> None:
+    results = [result('ours', 64, 1.0), result('theirs', 64, 4.0), result('ours', 128, 3.0)]
+    lines = benchmark.table(results, rate=1e9).splitlines()
+    assert [line for line in lines if line.startswith('forward')] == [
+        'forward, 2 x 64x64',
+        'forward, 2 x 128x128',
+    ]
+    theirs = next(line for line in lines if line.startswith('theirs')).split()
+    # Median, spread over median, ratio, images a second, MB, ratio, GFLOP, share of the peak, parameters.
+    assert theirs[1:] == ['8.000', '100%', '4.00', '0.25', '4', '1.00', '1.0', '12%', '1.0']
+
+
+def test_the_plot_has_a_row_for_each_mode(tmp_path: Path) -> None:
+    forward = [result('a', side, side) for side in (64, 128)]
+    heights = []
+    for results in (forward, [*forward, result('a', 64, 1.0, mode='training')]):
+        benchmark.plot(results, tmp_path / 'plot.png')
+        with Image.open(tmp_path / 'plot.png') as image:
+            heights.append(image.height)
+    assert heights[1] == 2 * heights[0]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--models', 'cvt-99'], "there is no 'cvt-99'; known are cvt-13"),
+        (['--sizes', '16x16'], '--sizes takes HxW'),
+        (['--repeats', '0'], 'must be at least 1'),
+        (['--batches', '1', '0'], 'must be at least 1'),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_measured(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--out', str(tmp_path / 'out'), *arguments])
+    with pytest.raises(UserError, match=message):
+        benchmark.main()
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', [name for name, candidate in CANDIDATES.items() if not candidate.compiled])
+def test_every_candidate_gives_maps_of_falling_size_and_trains(name: str) -> None:
+    model = benchmark.build(name, 'training', torch.device('cpu'))
+    assert not any(module.training for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    maps = model(torch.randn(1, 3, 64, 96))
+    sizes = [tuple(m.shape[-2:]) for m in maps]
+    assert len(sizes) >= 3
+    assert sizes == sorted(sizes, reverse=True)
+    benchmark.run_once(name, model, torch.randn(1, 3, 64, 64), 'training')
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_run_writes_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ['cvt-13', 'resnet-50']
+    arguments = ['--models', *models, '--sizes', '64x64', '96x128', '--modes', 'training', '--repeats', '2']
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--out', str(tmp_path), *arguments])
+    benchmark.main()
+    written = json.loads((tmp_path / 'results.json').read_text())
+    assert written['machine']['matmul_flops'] > 1e8
+    assert [(r['model'], r['height']) for r in written['results']] == [(m, h) for h in (64, 96) for m in models]
+    for r in written['results']:
+        assert len(r['times']) == 2
+        assert all(math.isfinite(t) and t > 0 for t in r['times'])
+        assert 1e5 < r['peak_memory'] < 1e9
+    small, large = written['results'][0], written['results'][2]
+    assert small['params'] == large['params'] == sum(p.numel() for p in CvTTrunk('cvt-13').parameters())
+    assert large['flops'] > 2.9 * small['flops']
+    assert (tmp_path / 'results.png').exists()
+    assert 'training: time of cvt-13 grows with the' in capsys.readouterr().out

@@ -1,0 +1,333 @@
+"""Measure backbones side by side: time, memory and operations, forward and in a training step, over image sizes.
+
+Times are taken in turns, so that a machine that gets slower on the way slows all alike: compare ratios of one run.
+Peak memory is what a pass adds to a process of its own. Writes results.json and results.png into --out.
+
+Example:
+    python tools/benchmark.py
+    python tools/benchmark.py --models cvt-13 cvt-13-windowed swin-t --sizes 512x512 800x1344 --modes forward
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cvt_dense import CvTTrunk, __version__, cli
+from cvt_dense.cli import UserError
+from cvt_dense.flops import count_macs
+
+MODES = ('forward', 'training')
+#: Windows of the grid of 384-pixel pre-training where the map is large, global attention in the last stage.
+WINDOWS = ('pretrain', 'pretrain', None)
+
+
+class HuggingFaceCvT(nn.Module):
+    """``CvtModel`` of transformers with the structure of a variant, returning the map of each stage."""
+
+    def __init__(self) -> None:
+        from transformers import CvtConfig, CvtModel
+
+        super().__init__()
+        self.model = CvtModel(CvtConfig())  # its defaults are CvT-13's
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.model(x, output_hidden_states=True).hidden_states
+
+
+class Maps(nn.Module):
+    """Our trunk without the cls token: the maps alone, as the other backbones return them."""
+
+    def __init__(self, arch: str, **settings: Any) -> None:
+        super().__init__()
+        self.trunk = CvTTrunk(arch, **settings)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x.contiguous() for x in self.trunk(x)[0]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backbone and how it is run.
+
+    Attributes:
+        build: Makes the model; it returns a sequence of maps.
+        dtype: Type that is computed in, by autocast; None for float32.
+        compiled: Whether it goes through ``torch.compile``, for all sizes at once.
+    """
+
+    build: Callable[[], nn.Module]
+    dtype: torch.dtype | None = None
+    compiled: bool = False
+
+
+def _timm(name: str, **settings: Any) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, features_only=True, **settings)
+
+
+CANDIDATES: dict[str, Candidate] = {
+    'cvt-13': Candidate(lambda: Maps('cvt-13')),
+    'cvt-13-windowed': Candidate(lambda: Maps('cvt-13', window_size=WINDOWS)),
+    'cvt-13-compiled': Candidate(lambda: Maps('cvt-13'), compiled=True),
+    'cvt-13-bf16': Candidate(lambda: Maps('cvt-13'), dtype=torch.bfloat16),
+    'cvt-21': Candidate(lambda: Maps('cvt-21')),
+    'hf-cvt-13': Candidate(HuggingFaceCvT),
+    'swin-t': Candidate(_timm('swin_tiny_patch4_window7_224', strict_img_size=False)),
+    'pvtv2-b2': Candidate(_timm('pvt_v2_b2')),
+    'convnext-t': Candidate(_timm('convnext_tiny')),
+    'resnet-50': Candidate(_timm('resnet50')),
+}
+
+
+@dataclass
+class Result:
+    """What was measured of one candidate at one size; times in seconds, memory in bytes."""
+
+    model: str
+    mode: str
+    height: int
+    width: int
+    batch: int
+    times: list[float]
+    peak_memory: int
+    flops: int
+    params: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--models', nargs='+', default=list(CANDIDATES), metavar='MODEL', help=f'of {[*CANDIDATES]}')
+    parser.add_argument(
+        '--sizes', nargs='+', default=['224x224', '512x512', '800x1344'], metavar='HxW', help='in pixels'
+    )
+    parser.add_argument('--batches', nargs='+', type=int, default=[1], metavar='N', help='images at once')
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES), help='forward, or training steps')
+    parser.add_argument('--repeats', type=int, default=3, help='passes that are timed, after one that is not')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: a GPU if any'
+    )
+    parser.add_argument('--out', default='work_dirs/benchmark', help='folder for results.json and results.png')
+    parser.add_argument('--memory-of', nargs=4, help=argparse.SUPPRESS)  # the process that measures memory
+    return parser.parse_args()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``'800x1344'`` to ``(800, 1344)``.
+
+    Raises:
+        UserError: If it is not of that form, or too small for CvT.
+    """
+    height, _, width = text.partition('x')
+    if not (height.isdecimal() and width.isdecimal() and min(int(height), int(width)) >= 32):
+        raise UserError(f'--sizes takes HxW with at least 32 pixels each, such as 800x1344, got {text!r}')
+    return int(height), int(width)
+
+
+def build(name: str, mode: str, device: torch.device) -> nn.Module:
+    """A candidate's model, ready to run; of the training mode BatchNorm keeps its statistics, as in detectors."""
+    torch.manual_seed(0)
+    candidate = CANDIDATES[name]
+    model = candidate.build().to(device).train(mode == 'training')
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return torch.compile(model, dynamic=True) if candidate.compiled else model
+
+
+def run_once(name: str, model: nn.Module, images: Tensor, mode: str) -> None:
+    """One pass, waited for: forward without gradients, or forward and backward."""
+    dtype = CANDIDATES[name].dtype
+    precision: AbstractContextManager = torch.autocast(images.device.type, dtype) if dtype else nullcontext()
+    with torch.set_grad_enabled(mode == 'training'):
+        with precision:
+            maps = model(images)
+        if mode == 'training':
+            sum(m.float().mean() for m in maps).backward()
+            model.zero_grad(set_to_none=True)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def peak_memory(name: str, mode: str, size: tuple[int, int], batch: int, device: torch.device) -> int:
+    """Bytes that one pass adds at its peak to what the process held before; meant for a process of its own."""
+    model = build(name, mode, device)
+    run_once(name, model, torch.randn(batch, 3, 64, 64, device=device), mode)  # libraries load and kernels warm up
+    images = torch.randn(batch, 3, *size, device=device)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run_once(name, model, images, mode)
+        return torch.cuda.max_memory_allocated() - before
+    Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
+    before = _status('VmRSS')
+    run_once(name, model, images, mode)
+    return _status('VmHWM') - before
+
+
+def _status(field: str) -> int:
+    """A size of this process as Linux reports it, in bytes."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f'{field}:'))
+
+
+def peak_memory_in_process(name: str, mode: str, size: str, batch: int, device: str) -> int:
+    """:func:`peak_memory`, measured in a new process."""
+    command = [sys.executable, __file__, '--device', device, '--memory-of', name, mode, size, str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f'{name} at {size} failed: {(done.stderr.strip().splitlines() or ["killed"])[-1]}')
+    return int(done.stdout.splitlines()[-1])
+
+
+def matmul_rate(device: torch.device, side: int = 2048, repeats: int = 10) -> float:
+    """The machine's own rate of float32 matrix products, in FLOP/s: the best of some."""
+    a, b = torch.randn(2, side, side, device=device)
+    best = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ b
+        if device.type == 'cuda':
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def measure(models: list[str], mode: str, size: str, batch: int, repeats: int, device: torch.device) -> list[Result]:
+    """Measure all candidates at one size, in turns."""
+    height, width = parse_size(size)
+    images = torch.randn(batch, 3, height, width, device=device)
+    built, results = {}, {}
+    for name in models:
+        plain = CANDIDATES[name].build()
+        params = sum(p.numel() for p in plain.parameters())
+        results[name] = Result(
+            name, mode, height, width, batch, [], 0, 2 * batch * count_macs(plain, height, width), params
+        )
+        results[name].peak_memory = peak_memory_in_process(name, mode, size, batch, device.type)
+        built[name] = build(name, mode, device)
+        run_once(name, built[name], images, mode)
+    for _ in range(repeats):
+        for name, model in built.items():
+            start = time.perf_counter()
+            run_once(name, model, images, mode)
+            results[name].times.append(time.perf_counter() - start)
+    return list(results.values())
+
+
+def growth_exponent(results: list[Result]) -> float | None:
+    """Slope of log time over log pixels; None for fewer than two sizes."""
+    points = [(math.log(r.height * r.width), math.log(r.median)) for r in results]
+    if len({x for x, _ in points}) < 2:
+        return None
+    return statistics.linear_regression(*zip(*points)).slope
+
+
+def table(results: list[Result], rate: float) -> str:
+    """The results in words; ratios are to the first model's time and memory at the same size."""
+    lines = []
+    for mode, height, width, batch in dict.fromkeys((r.mode, r.height, r.width, r.batch) for r in results):
+        group = [r for r in results if (r.mode, r.height, r.width, r.batch) == (mode, height, width, batch)]
+        first = group[0]
+        lines += [
+            f'\n{mode}, {batch} x {height}x{width}',
+            f'{"model":<18}{"seconds":>9}{"spread":>8}{"ratio":>7}{"img/s":>8}{"MB":>8}{"ratio":>7}{"GFLOP":>9}'
+            f'{"of peak":>9}{"M params":>10}',
+        ]
+        for r in group:
+            flops = r.flops * (3 if mode == 'training' else 1)  # backward computes about twice what forward does
+            lines.append(
+                f'{r.model:<18}{r.median:>9.3f}{(max(r.times) - min(r.times)) / r.median:>8.0%}'
+                f'{r.median / first.median:>7.2f}{batch / r.median:>8.2f}{r.peak_memory / 1e6:>8.0f}'
+                f'{r.peak_memory / first.peak_memory:>7.2f}{flops / 1e9:>9.1f}{flops / r.median / rate:>9.0%}'
+                f'{r.params / 1e6:>10.1f}'
+            )
+    return '\n'.join(lines)
+
+
+def plot(results: list[Result], out: Path) -> None:
+    """Draw time and memory over pixels, on logarithmic axes, a row for each mode."""
+    modes = list(dict.fromkeys(r.mode for r in results))
+    figure = Figure(figsize=(12, 4.5 * len(modes)), layout='constrained')
+    axes = figure.subplots(len(modes), 2, squeeze=False)
+    for row, mode in zip(axes, modes):
+        for name in dict.fromkeys(r.model for r in results):
+            series = sorted((r for r in results if (r.model, r.mode) == (name, mode)), key=lambda r: r.height * r.width)
+            pixels = [r.batch * r.height * r.width for r in series]
+            row[0].loglog(pixels, [r.median for r in series], marker='o', label=name)
+            row[1].loglog(pixels, [r.peak_memory / 2**20 for r in series], marker='o', label=name)
+        row[0].set(xlabel='pixels', ylabel='seconds', title=f'{mode}: time')
+        row[1].set(xlabel='pixels', ylabel='MiB', title=f'{mode}: peak memory')
+        for ax in row:
+            ax.grid(True, which='both', alpha=0.25)
+        row[0].legend(fontsize='small')
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    args = parse_args()
+    device = torch.device(args.device)
+    if args.memory_of:
+        name, mode, size, batch = args.memory_of
+        print(peak_memory(name, mode, parse_size(size), int(batch), device))
+        return
+    unknown = [name for name in args.models if name not in CANDIDATES]
+    if unknown:
+        raise UserError(f'--models: there is no {unknown[0]!r}; known are {", ".join(CANDIDATES)}')
+    if min(args.repeats, *args.batches) < 1:
+        raise UserError('--repeats and --batches must be at least 1')
+    cases = [(mode, size, batch) for mode in args.modes for size in args.sizes for batch in args.batches]
+    for _, size, _ in cases:
+        parse_size(size)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rate = matmul_rate(device)
+    results: list[Result] = []
+    for mode, size, batch in tqdm(cases, unit='case'):
+        results += measure(args.models, mode, size, batch, args.repeats, device)
+        machine = dict(
+            device=torch.cuda.get_device_name()
+            if device.type == 'cuda'
+            else platform.processor() or platform.machine(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            timm=timm.__version__,
+            cvt_dense=__version__,
+            matmul_flops=rate,
+        )
+        (out / 'results.json').write_text(
+            json.dumps(dict(machine=machine, results=[asdict(r) for r in results]), indent=1)
+        )
+    plot(results, out / 'results.png')
+    print(table(results, rate))
+    for mode in args.modes:
+        for name in args.models:
+            series = [r for r in results if (r.model, r.mode, r.batch) == (name, mode, args.batches[0])]
+            exponent = growth_exponent(series)
+            if exponent is not None:
+                print(f'{mode}: time of {name} grows with the {exponent:.2f}th power of the pixels')
+    print(f'\n{rate / 1e9:.0f} GFLOP/s in float32 matrix products; results and plot in {out}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -107,7 +107,7 @@ try:
         # No mm package here: two stacks carry the same import names, and pulling in the other one would
         # break a project that has either. The extras name them.
         install_requires=[
-            'torch>=2.6',
+            'torch',  # 2.6 or later, which the package checks itself: another torch would break a compiled mmcv
             'timm>=1.0.20',
             'safetensors>=0.4',
             'huggingface_hub>=0.20',

@@ -7,6 +7,13 @@ in its root registry; the trunk itself needs nothing but PyTorch and timm.
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
+if torch.__version__ < (2, 6):
+    raise ImportError(
+        f'cvt_dense needs torch 2.6 or later, for its safe reading of checkpoints; this is {torch.__version__}'
+    )
+
 from .arch import ARCHS, Arch
 from .checkpoints import CheckpointError, load_pretrained
 from .timm_models import CvTClassifier

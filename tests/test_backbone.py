@@ -198,6 +198,17 @@ def test_without_mmengine_the_trunk_works_and_the_backbone_says_what_it_needs() 
     assert out == f'[]\nImportError: cvt_dense.CvT needs mmengine: {hint}'
 
 
+def test_an_older_torch_is_named() -> None:
+    code = """
+import torch
+torch.__version__ = type(torch.__version__)('2.5.1+cpu')
+import cvt_dense
+"""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert 'ImportError: cvt_dense needs torch 2.6 or later' in result.stderr
+    assert '2.5.1+cpu' in result.stderr
+
+
 def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:
     import cvt_dense
 

@@ -10,6 +10,7 @@ from golden import TINY, image, weights
 from largest_tensor import LargestTensor
 from mmengine.registry import MODELS
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from cvt_dense import CvT
 
@@ -150,6 +151,34 @@ def test_no_tensor_grows_with_queries_times_keys() -> None:
         sum(m.mean() for m in model(x)).backward()
     # Stage 0 has 64 * 64 queries and 32 * 32 keys; the MLP's hidden layer is four times as wide as its 16 channels.
     assert largest.numel == 64 * 64 * 64 < 64 * 64 * 32 * 32
+
+
+def test_it_compiles_without_graph_breaks_and_not_anew_for_every_size() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = tiny().eval()
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for size in ((64, 96), (65, 97), (96, 160), (128, 131), (200, 300)):
+            x = torch.randn(1, 3, *size)
+            for got, want in zip(compiled(x), model(x)):
+                torch.testing.assert_close(got, want)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize('window_size', [None, 5])
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+def test_lower_precision_stays_close_and_trains(dtype: torch.dtype, tolerance: float, window_size: int | None) -> None:
+    model = tiny(window_size=window_size).eval()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.autocast('cpu', dtype):
+        lower = model(x)
+    for got, want in zip(lower, model(x)):
+        assert got.dtype == dtype
+        assert got.is_contiguous()
+        assert (got.float() - want).abs().max() <= tolerance * want.abs().max()
+    sum(m.float().mean() for m in lower).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmengine'])

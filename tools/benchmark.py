@@ -37,6 +37,8 @@ from cvt_dense.flops import count_macs
 MODES = ('forward', 'training')
 #: Windows of the grid of 384-pixel pre-training where the map is large, global attention in the last stage.
 WINDOWS = ('pretrain', 'pretrain', None)
+#: Windows in every stage and a few blocks with global attention, as in ViTDet (arXiv 2203.16527, section 3).
+FEW_GLOBAL = ('pretrain', 'pretrain', ['pretrain', 'pretrain', 'pretrain', 'pretrain', None] * 2)
 
 
 class HuggingFaceCvT(nn.Module):
@@ -85,6 +87,7 @@ def _timm(name: str, **settings: Any) -> Callable[[], nn.Module]:
 CANDIDATES: dict[str, Candidate] = {
     'cvt-13': Candidate(lambda: Maps('cvt-13')),
     'cvt-13-windowed': Candidate(lambda: Maps('cvt-13', window_size=WINDOWS)),
+    'cvt-13-few-global': Candidate(lambda: Maps('cvt-13', window_size=FEW_GLOBAL)),
     'cvt-13-compiled': Candidate(lambda: Maps('cvt-13'), compiled=True),
     'cvt-13-bf16': Candidate(lambda: Maps('cvt-13'), dtype=torch.bfloat16),
     'cvt-21': Candidate(lambda: Maps('cvt-21')),

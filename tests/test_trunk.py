@@ -45,7 +45,9 @@ def test_parameters_are_as_many_as_published(name: str) -> None:
         trunk = CvTTrunk(MODELS[name])
     width = trunk.arch.embed_dims[-1]
     head = 2 * width + 1000 * width + 1000  # final norm and classifier
-    assert sum(p.numel() for p in trunk.parameters()) + head == int(np.load(DATA / f'{name}.npz')['num_params'])
+    counted = sum(p.numel() for p in trunk.parameters()) + head
+    print(f'{name}: {counted} parameters')
+    assert counted == int(np.load(DATA / f'{name}.npz')['num_params'])
 
 
 def test_parameter_names_and_shapes_are_the_references() -> None:
@@ -59,7 +61,9 @@ def test_parameter_names_and_shapes_are_the_references() -> None:
 def test_macs_are_as_published(arch: str, gmacs: float) -> None:
     trunk = CvTTrunk(arch)
     classifier_macs = 1000 * trunk.arch.embed_dims[-1]
-    assert (count_macs(trunk, 224, 224) + classifier_macs) / 1e9 == pytest.approx(gmacs, rel=0.01)
+    counted = (count_macs(trunk, 224, 224) + classifier_macs) / 1e9
+    print(f'{arch}: {counted:.2f} GMACs')
+    assert counted == pytest.approx(gmacs, rel=0.01)
 
 
 def test_counting_macs_leaves_the_modes_as_they_were() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arch import Arch, PerBlock, WindowSize, get_arch
-from .checkpoints import load_pretrained
+from .checkpoints import CheckpointError, load_pretrained
 from .layers import NORM_EPS
 from .trunk import CvTTrunk
 from .unpickling import mmengine_types
@@ -87,8 +87,8 @@ class CvT(CvTTrunk, BaseModule):
         """Initialise as ``init_cfg`` says; a pre-trained checkpoint covers the whole trunk or is refused.
 
         Raises:
-            CheckpointError: If the checkpoint cannot be had or read, or does not fit; the message says why.
-            ValueError: If ``init_cfg`` names no checkpoint, or has keys that nothing reads.
+            CheckpointError: If the checkpoint cannot be had or read, or does not fit, or ``init_cfg`` names none or has
+                keys that nothing reads; the message says why.
         """
         given = self.init_cfg
         init_cfgs = [given] if isinstance(given, Mapping) else list(given or [])
@@ -147,7 +147,9 @@ def _check_pretrained(cfg: Mapping[str, Any]) -> None:
     unknown = sorted(set(cfg) - {'type', 'checkpoint', 'prefix', 'map_location'})
     if unknown or not isinstance(cfg.get('checkpoint'), (str, os.PathLike)):
         what = f'has an unknown key {unknown[0]!r}' if unknown else f'names no checkpoint: {dict(cfg)}'
-        raise ValueError(f"init_cfg {what}; it takes dict(type='Pretrained', checkpoint=…) and, if needed, prefix=…")
+        raise CheckpointError(
+            f"init_cfg {what}; it takes dict(type='Pretrained', checkpoint=…) and, if needed, prefix=…"
+        )
 
 
 def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:

@@ -289,9 +289,13 @@ def check_weights(model: nn.Module, path: str, prefix: str = '') -> None:
         return
     content = read_checkpoint(path)
     tensors = content.get('state_dict', content)
-    names = [name for name in model.state_dict() if name.startswith(prefix) and 'num_batches_tracked' not in name]
-    missing = [name for name in names if name not in tensors]
-    misshapen = [name for name in names if name in tensors and tensors[name].shape != model.state_dict()[name].shape]
+    expected = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(prefix) and 'num_batches_tracked' not in name
+    }
+    missing = [name for name in expected if name not in tensors]
+    misshapen = [name for name, tensor in expected.items() if name in tensors and tensors[name].shape != tensor.shape]
     for what, found in (('lacks', missing), ('has other shapes for', misshapen)):
         if found:
             more = f' and {len(found) - 1} more' if len(found) > 1 else ''

@@ -138,6 +138,13 @@ def test_weights_of_another_variant_stop_the_run(data: Path, official: Path, tmp
 
 
 @pytest.mark.slow
+def test_a_mistake_in_the_init_cfg_stops_the_run(data: Path, tmp_path: Path) -> None:
+    arguments = ('--work-dir', tmp_path, '--cfg-options', 'model.backbone.init_cfg.chekpoint=a.pth')
+    result = run('train.py', MASK_RCNN, *arguments, env={'COCO_ROOT': str(data / 'coco_mini')})
+    assert_one_line_error(result, "init_cfg has an unknown key 'chekpoint'")
+
+
+@pytest.mark.slow
 def test_without_network_both_ways_out_are_named(data: Path, tmp_path: Path) -> None:
     env = {'COCO_ROOT': str(data / 'coco_mini'), 'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path / 'empty')}
     result = run('train.py', MASK_RCNN, '--work-dir', tmp_path / 'run', env=env)

@@ -46,7 +46,8 @@ def build_model(name: str, checkpoint: str | None) -> nn.Module:
     """A registered model with a head, and the weights of a checkpoint or the published ones.
 
     Raises:
-        UserError: If there is no such model, or the weights cannot be had or do not fit.
+        UserError: If there is no such model, or its head does not fit.
+        CheckpointError: If the weights cannot be had or do not cover the model.
     """
     if name not in timm.list_models('cvt_*') and name not in timm.list_pretrained('cvt_*'):
         known = ', '.join(timm.list_pretrained('cvt_*'))
@@ -61,11 +62,10 @@ def build_model(name: str, checkpoint: str | None) -> nn.Module:
         return timm.create_model(name, pretrained=True, **overlay)
     except CheckpointError:
         raise
-    except (RuntimeError, OSError) as error:  # torch's for a head that does not fit, the Hub's for no connection
+    except RuntimeError as error:  # torch's, for a head that is missing or does not fit
         reason = ' '.join(str(error).split())
         raise UserError(
-            f'weights of {name} cannot be had or do not fit ({reason}); give a file with --checkpoint, or a folder of '
-            f"the authors' files with CVT_DENSE_CHECKPOINTS"
+            f'weights of {name} do not fit: {reason}; give a file of a classifier with --checkpoint'
         ) from error
 
 

@@ -17,7 +17,6 @@ from .formats import FORMATS, StateDict, to_trunk
 from .sources import fetch
 
 _TRUNK_KEY = re.compile(r'^stage(\d+)\.')
-_OUT_NORM_KEY = re.compile(r'^norm\d+\.')
 _NAMED = 3  # how many tensors an error names
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -61,6 +63,24 @@ def attend_in_windows(
     Returns:
         ``(N, P + H * W, C)``.
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102  torch.jit leaves out a branch by its condition alone
+        if torch.compiler.is_dynamo_compiling():
+            settings = (num_heads, scale, size[0], size[1], kv_stride, window_size, num_prefix)
+            return _attend_in_windows_opaquely(query, key, value, *settings)
+    return _attend_window_by_window(query, key, value, num_heads, scale, size, kv_stride, window_size, num_prefix)
+
+
+def _attend_window_by_window(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    num_heads: int,
+    scale: float,
+    size: Size,
+    kv_stride: int,
+    window_size: int,
+    num_prefix: int,
+) -> torch.Tensor:
     if window_size >= max(size):
         return attend(query, key, value, num_heads, scale)
     rows = cut(size[0], window_size, kv_stride)
@@ -144,3 +164,82 @@ def _with_prefix(prefix: torch.Tensor, windows: torch.Tensor, counts: Size) -> t
     if prefix.shape[1] == 0:
         return windows
     return torch.cat((prefix.repeat_interleave(counts[0] * counts[1], dim=0), windows), dim=1)
+
+
+# How a map is cut depends on its size in ways that torch.compile would have to guard: it would compile anew for most
+# sizes, or fail. As operators of their own, windows are a matter of the run, and one graph serves all sizes.
+
+
+@torch.library.custom_op('cvt_dense::attend_in_windows', mutates_args=())
+def _attend_in_windows_opaquely(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    num_heads: int,
+    scale: float,
+    height: int,
+    width: int,
+    kv_stride: int,
+    window_size: int,
+    num_prefix: int,
+) -> torch.Tensor:
+    attended = _attend_window_by_window(
+        query, key, value, num_heads, scale, (height, width), kv_stride, window_size, num_prefix
+    )
+    return attended.contiguous()
+
+
+# Not by custom_op, inside of which autograd does not record.
+torch.library.define(
+    'cvt_dense::attend_in_windows_backward',
+    '(Tensor gradient, Tensor query, Tensor key, Tensor value, int num_heads, float scale, SymInt height, SymInt width,'
+    ' int kv_stride, int window_size, int num_prefix) -> (Tensor, Tensor, Tensor)',
+)
+
+
+@torch.library.impl('cvt_dense::attend_in_windows_backward', 'default')
+def _gradients_in_windows(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    num_heads: int,
+    scale: float,
+    height: int,
+    width: int,
+    kv_stride: int,
+    window_size: int,
+    num_prefix: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value; attends once more, since what SDPA keeps cannot leave its operator."""
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (query, key, value)]
+        attended = _attend_window_by_window(
+            *inputs, num_heads, scale, (height, width), kv_stride, window_size, num_prefix
+        )
+    gradients = torch.autograd.grad(attended, inputs, gradient)
+    return gradients[0].contiguous(), gradients[1].contiguous(), gradients[2].contiguous()
+
+
+@_attend_in_windows_opaquely.register_fake
+def _(query: torch.Tensor, *args: object) -> torch.Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake('cvt_dense::attend_in_windows_backward')
+def _(gradient: torch.Tensor, *args: object) -> tuple[torch.Tensor, ...]:
+    query, key, value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[:3])
+    return query, key, value
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings = inputs[3:]
+
+
+def _backward_in_windows(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    gradients = torch.ops.cvt_dense.attend_in_windows_backward(gradient, *ctx.saved_tensors, *ctx.settings)
+    return (*gradients, *[None] * len(ctx.settings))
+
+
+_attend_in_windows_opaquely.register_autograd(_backward_in_windows, setup_context=_keep_for_backward)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from costs import Costs
 from hypothesis import given
 from hypothesis import strategies as st
-from largest_tensor import LargestTensor
 
 from cvt_dense.attention import attend, attend_in_windows, cut, from_windows, to_windows
 
@@ -22,9 +22,9 @@ def test_attention_is_softmax_of_the_scaled_products_head_by_head() -> None:
 def test_no_tensor_grows_with_queries_times_keys_forward_or_backward() -> None:
     query = torch.randn(1, 4096, 32, requires_grad=True)
     key, value = (torch.randn(1, 1024, 32, requires_grad=True) for _ in range(2))
-    with LargestTensor() as largest:
+    with Costs() as costs:
         attend(query, key, value, 1, 0.2).sum().backward()
-    assert 0 < largest.numel <= query.numel() < 4096 * 1024
+    assert 0 < costs.largest <= query.numel() < 4096 * 1024
 
 
 SIDES = st.integers(1, 70)
@@ -113,3 +113,20 @@ def test_a_window_as_large_as_the_map_is_exactly_global_attention(window_size: i
     query, key = torch.randn(2, 1 + 7 * 9, 12), torch.randn(2, 1 + 4 * 5, 12)
     windowed = attend_in_windows(query, key, key, 3, 0.3, (7, 9), 2, window_size, 1)
     assert torch.equal(windowed, attend(query, key, key, 3, 0.3))
+
+
+def test_the_operator_for_compiled_graphs_is_a_well_behaved_one() -> None:
+    """What torch asks of an operator: schema, shapes without data, gradients, dynamic shapes."""
+    query, key, value = (torch.randn(2, n, 12, requires_grad=True) for n in (1 + 7 * 9, 1 + 4 * 5, 1 + 4 * 5))
+    for window_size in (4, 9):
+        arguments = (query, key, value, 3, 0.3, 7, 9, 2, window_size, 1)
+        torch.library.opcheck(torch.ops.cvt_dense.attend_in_windows.default, arguments)
+        opaque = torch.ops.cvt_dense.attend_in_windows(*arguments)
+        plain = attend_in_windows(query, key, value, 3, 0.3, (7, 9), 2, window_size, 1)
+        assert torch.equal(opaque, plain)
+        direction = torch.randn_like(plain)
+        for got, want in zip(
+            torch.autograd.grad(opaque, (query, key, value), direction),
+            torch.autograd.grad(plain, (query, key, value), direction),
+        ):
+            torch.testing.assert_close(got, want)

@@ -105,3 +105,22 @@ def test_a_run_writes_what_it_measured(
     assert large['flops'] > 2.9 * small['flops']
     assert (tmp_path / 'results.png').exists()
     assert 'training: time of cvt-13 grows with the' in capsys.readouterr().out
+
+
+def test_what_fails_is_left_out_and_said_and_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_for_swin(name: str, *arguments: object) -> int:
+        if name == 'swin-t':
+            raise UserError('swin-t at 1x64x64 failed: killed')
+        return 10**6
+
+    monkeypatch.setattr(benchmark, 'peak_memory_in_process', fails_for_swin)
+    arguments = ['--sizes', '64x64', '--modes', 'forward', '--repeats', '1', '--out', str(tmp_path), '--models']
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments, 'swin-t', 'resnet-50'])
+    benchmark.main()
+    assert [r['model'] for r in json.loads((tmp_path / 'results.json').read_text())['results']] == ['resnet-50']
+    assert 'left out: swin-t at 1x64x64 failed: killed' in capsys.readouterr().err
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments, 'swin-t'])
+    with pytest.raises(UserError, match='nothing could be measured'):
+        benchmark.main()

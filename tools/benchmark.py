@@ -90,6 +90,8 @@ CANDIDATES: dict[str, Candidate] = {
     'cvt-13-few-global': Candidate(lambda: Maps('cvt-13', window_size=FEW_GLOBAL)),
     'cvt-13-compiled': Candidate(lambda: Maps('cvt-13'), compiled=True),
     'cvt-13-bf16': Candidate(lambda: Maps('cvt-13'), dtype=torch.bfloat16),
+    'cvt-13-fp16': Candidate(lambda: Maps('cvt-13'), dtype=torch.float16),
+    'cvt-13-checkpointed': Candidate(lambda: Maps('cvt-13', with_cp=True)),
     'cvt-21': Candidate(lambda: Maps('cvt-21')),
     'hf-cvt-13': Candidate(HuggingFaceCvT),
     'swin-t': Candidate(_timm('swin_tiny_patch4_window7_224', strict_img_size=False)),
@@ -120,7 +122,12 @@ class Result:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', nargs='+', default=list(CANDIDATES), metavar='MODEL', help=f'of {[*CANDIDATES]}')
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        metavar='MODEL',
+        help=f'of {", ".join(CANDIDATES)} (default: all, less float16 on a CPU, where it is many times slower)',
+    )
     parser.add_argument(
         '--sizes', nargs='+', default=['224x224', '512x512', '800x1344'], metavar='HxW', help='in pixels'
     )
@@ -199,7 +206,8 @@ def peak_memory_in_process(name: str, mode: str, size: str, batch: int, device: 
     command = [sys.executable, __file__, '--device', device, '--memory-of', name, mode, size, str(batch)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f'{name} at {size} failed: {(done.stderr.strip().splitlines() or ["killed"])[-1]}')
+        why = (done.stderr.strip().splitlines() or ['killed, which Linux does when memory runs out'])[-1]
+        raise UserError(f'{name} at {batch}x{size} failed: {why}')
     return int(done.stdout.splitlines()[-1])
 
 
@@ -216,25 +224,34 @@ def matmul_rate(device: torch.device, side: int = 2048, repeats: int = 10) -> fl
     return 2 * side**3 / best
 
 
-def measure(models: list[str], mode: str, size: str, batch: int, repeats: int, device: torch.device) -> list[Result]:
-    """Measure all candidates at one size, in turns."""
+def measure(
+    models: list[str], mode: str, size: str, batch: int, repeats: int, device: torch.device, progress: tqdm
+) -> list[Result]:
+    """Measure all candidates at one size, in turns; what does not fit into memory is left out, and said so."""
     height, width = parse_size(size)
     images = torch.randn(batch, 3, height, width, device=device)
     built, results = {}, {}
     for name in models:
+        progress.set_postfix_str(f'{mode} {batch}x{size} {name}')
         plain = CANDIDATES[name].build()
         params = sum(p.numel() for p in plain.parameters())
-        results[name] = Result(
-            name, mode, height, width, batch, [], 0, 2 * batch * count_macs(plain, height, width), params
-        )
-        results[name].peak_memory = peak_memory_in_process(name, mode, size, batch, device.type)
+        flops = 2 * batch * count_macs(plain, height, width)
+        try:
+            memory = peak_memory_in_process(name, mode, size, batch, device.type)
+        except UserError as error:
+            progress.write(f'left out: {error}', file=sys.stderr)
+            progress.update(1 + repeats)
+            continue
+        results[name] = Result(name, mode, height, width, batch, [], memory, flops, params)
         built[name] = build(name, mode, device)
         run_once(name, built[name], images, mode)
+        progress.update()
     for _ in range(repeats):
         for name, model in built.items():
             start = time.perf_counter()
             run_once(name, model, images, mode)
             results[name].times.append(time.perf_counter() - start)
+            progress.update()
     return list(results.values())
 
 
@@ -274,11 +291,12 @@ def plot(results: list[Result], out: Path) -> None:
     figure = Figure(figsize=(12, 4.5 * len(modes)), layout='constrained')
     axes = figure.subplots(len(modes), 2, squeeze=False)
     for row, mode in zip(axes, modes):
-        for name in dict.fromkeys(r.model for r in results):
+        for index, name in enumerate(dict.fromkeys(r.model for r in results)):
+            style = dict(color=f'C{index % 10}', marker='o', linestyle='-' if name.startswith('cvt') else '--')
             series = sorted((r for r in results if (r.model, r.mode) == (name, mode)), key=lambda r: r.height * r.width)
             pixels = [r.batch * r.height * r.width for r in series]
-            row[0].loglog(pixels, [r.median for r in series], marker='o', label=name)
-            row[1].loglog(pixels, [r.peak_memory / 2**20 for r in series], marker='o', label=name)
+            row[0].loglog(pixels, [r.median for r in series], label=name, **style)
+            row[1].loglog(pixels, [r.peak_memory / 2**20 for r in series], label=name, **style)
         row[0].set(xlabel='pixels', ylabel='seconds', title=f'{mode}: time')
         row[1].set(xlabel='pixels', ylabel='MiB', title=f'{mode}: peak memory')
         for ax in row:
@@ -294,7 +312,10 @@ def main() -> None:
         name, mode, size, batch = args.memory_of
         print(peak_memory(name, mode, parse_size(size), int(batch), device))
         return
-    unknown = [name for name in args.models if name not in CANDIDATES]
+    models = args.models or [
+        name for name, c in CANDIDATES.items() if device.type != 'cpu' or c.dtype is not torch.float16
+    ]
+    unknown = [name for name in models if name not in CANDIDATES]
     if unknown:
         raise UserError(f'--models: there is no {unknown[0]!r}; known are {", ".join(CANDIDATES)}')
     if min(args.repeats, *args.batches) < 1:
@@ -306,8 +327,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     rate = matmul_rate(device)
     results: list[Result] = []
-    for mode, size, batch in tqdm(cases, unit='case'):
-        results += measure(args.models, mode, size, batch, args.repeats, device)
+    progress = tqdm(total=len(cases) * len(models) * (1 + args.repeats), unit='pass')
+    for mode, size, batch in cases:
+        results += measure(models, mode, size, batch, args.repeats, device, progress)
         machine = dict(
             device=torch.cuda.get_device_name()
             if device.type == 'cuda'
@@ -321,10 +343,13 @@ def main() -> None:
         (out / 'results.json').write_text(
             json.dumps(dict(machine=machine, results=[asdict(r) for r in results]), indent=1)
         )
+    progress.close()
+    if not results:
+        raise UserError('nothing could be measured')
     plot(results, out / 'results.png')
     print(table(results, rate))
     for mode in args.modes:
-        for name in args.models:
+        for name in models:
             series = [r for r in results if (r.model, r.mode, r.batch) == (name, mode, args.batches[0])]
             exponent = growth_exponent(series)
             if exponent is not None:

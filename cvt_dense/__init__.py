@@ -1,7 +1,7 @@
 """CvT (Convolutional vision Transformer, arXiv 2103.15808) as a backbone for dense prediction.
 
 Importing the package registers ``cvt_13``, ``cvt_21`` and ``cvt_w24`` in timm and, if mmengine is installed, ``CvT``
-in its root registry; the trunk itself needs nothing but PyTorch and timm.
+and what goes with it in training in its root registries; the trunk itself needs nothing but PyTorch and timm.
 """
 
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from .trunk import CvTTrunk
 from .version import __version__
 
 if find_spec('mmengine'):
+    from . import distributed, optim, precision, resume  # noqa: F401  registered for configs
     from .backbone import CvT
 
 __all__ = ['ARCHS', 'Arch', 'CheckpointError', 'CvT', 'CvTClassifier', 'CvTTrunk', '__version__', 'load_pretrained']

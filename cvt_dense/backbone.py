@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -128,6 +129,25 @@ class CvT(CvTTrunk, BaseModule):
         super().train(mode)
         self._freeze()
         return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Where a parameter is, for layer-wise learning rates (see :mod:`cvt_dense.optim`).
+
+        Each stage's embedding (and cls token) is a layer, and each block. The output norms are fresh, like heads.
+
+        Args:
+            param_name: Its name in the model that the backbone is a part of.
+            prefix: What the backbone's own parameters begin with there.
+
+        Returns:
+            The layer, counted from 0, and the number of layers; whatever is not in the trunk is in the last.
+        """
+        layers = [len(stage.blocks) + 1 for stage in self.stages]
+        match = re.match(r'stage(\d+)\.(?:blocks\.(\d+)\.)?', param_name.removeprefix(prefix))
+        if match is None or not param_name.startswith(prefix):
+            return sum(layers), sum(layers) + 1
+        stage, block = int(match[1]), match[2]
+        return sum(layers[:stage]) + (0 if block is None else 1 + int(block)), sum(layers) + 1
 
     def _output(self, x: torch.Tensor, index: int) -> torch.Tensor:
         norm = getattr(self, f'norm{index}')

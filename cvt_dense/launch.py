@@ -22,12 +22,15 @@ from . import cli
 from .checkpoints import CheckpointError
 from .checkpoints.files import reason
 from .cli import UserError
+from .distributed import use_gloo_without_gpu
+from .resume import write_files_atomically
 from .unpickling import load_checkpoints_safely, read_checkpoint
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run the ``main`` of a tool that reads training checkpoints, see :func:`cvt_dense.cli.run`."""
+    """Run the ``main`` of a tool that reads and writes training checkpoints, see :func:`cvt_dense.cli.run`."""
     load_checkpoints_safely()
+    write_files_atomically()
     cli.run(main)
 
 
@@ -136,11 +139,11 @@ def check_checkpoint(path: str) -> None:
         raise UserError(f'checkpoint {path} does not exist')
 
 
-def check_launcher(cfg: Config) -> None:
-    """Refuse a distributed run that could not start.
+def prepare_launcher(cfg: Config) -> None:
+    """Get ready for several processes, on GPUs or, with torchrun, on CPUs.
 
     Raises:
-        UserError: If the launcher's environment or a GPU is missing.
+        UserError: If the launcher's environment is missing, or GPUs are and the launcher needs them.
     """
     if cfg.launcher == 'none':
         return
@@ -148,8 +151,11 @@ def check_launcher(cfg: Config) -> None:
         raise UserError(
             '--launcher pytorch needs the processes that torchrun starts: torchrun --nproc_per_node=N TOOL …'
         )
-    if not torch.cuda.is_available():
-        raise UserError(f'--launcher {cfg.launcher} needs GPUs, and torch sees none: leave it out')
+    if cfg.launcher != 'pytorch' and not torch.cuda.is_available():
+        raise UserError(
+            f'--launcher {cfg.launcher} needs GPUs, and torch sees none: use torchrun and --launcher pytorch on CPUs'
+        )
+    use_gloo_without_gpu(cfg)
 
 
 def hide_gpu_without_operators(cfg: Config) -> None:
@@ -177,6 +183,9 @@ def use_batchnorm_without_gpu(cfg: Config) -> None:
     if torch.cuda.is_available():
         return
     replaced = _replace_type(cfg.model, 'SyncBN', 'BN')
+    if cfg.get('sync_bn'):  # mmengine's setting for all of a model's norms at once
+        cfg.sync_bn = None
+        replaced += 1
     if replaced:
         print(f'no GPU: {replaced} SyncBN settings of the model are replaced by BN', file=sys.stderr)
 
@@ -196,21 +205,21 @@ def _replace_type(node: Any, old: str, new: str) -> int:
 def enable_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to automatic mixed precision: bfloat16 where supported, else scaled float16.
 
+    RoI extractors and deformable attention stay in float32 (see :mod:`cvt_dense.precision`).
+
     Raises:
-        UserError: If there is no GPU, or the config's optimizer wrapper is a special one.
+        UserError: If the config's optimizer wrapper is a special one.
     """
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'--amp works with OptimWrapper, not with the {wrapper} of the config')
-    if not torch.cuda.is_available():
-        raise UserError("--amp needs a GPU, and torch sees none: mmengine's AmpOptimWrapper does not train on CPUs")
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    if torch.cuda.is_bf16_supported():
-        cfg.optim_wrapper.dtype = 'bfloat16'
-        cfg.optim_wrapper.loss_scale = 1.0  # bfloat16 has float32's range
+    for setting in ('dtype', 'loss_scale'):
+        cfg.optim_wrapper.pop(setting, None)
+    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
+        cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
     else:
-        cfg.optim_wrapper.dtype = 'float16'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='Float32OperatorsHook')]
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
@@ -244,6 +253,10 @@ def set_resume(cfg: Config, resume: str) -> None:
     check_checkpoint(checkpoint)
     cfg.resume = True
     cfg.load_from = checkpoint
+    if cfg.get('randomness', {}).get('seed') is None and '://' not in checkpoint:
+        # Drawn at random by the first run; samplers are built before mmengine would look into the checkpoint.
+        seed = read_checkpoint(checkpoint).get('meta', {}).get('seed')
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     # The checkpoint overwrites every weight, so the pre-trained ones need not be at hand any more.
     if 'backbone' in cfg.model:
         cfg.model.backbone.init_cfg = None
@@ -257,11 +270,12 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     """
     note = work_dir / 'last_checkpoint'
     noted = note.read_text().strip() if note.is_file() else ''
-    if '://' in noted or (noted and Path(noted).is_file()):
+    if '://' in noted:
         return noted
     numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem) for path in work_dir.glob('*.pth')}
     numbers = {path: int(match[1]) for path, match in numbered.items() if match}
-    for path in sorted(numbers, key=numbers.__getitem__, reverse=True):
+    newest_first = sorted(numbers, key=numbers.__getitem__, reverse=True)
+    for path in [Path(noted), *newest_first] if noted and Path(noted).is_file() else newest_first:
         try:
             read_checkpoint(str(path))
         except CheckpointError as error:
@@ -312,6 +326,20 @@ def build_runner(cfg: Config) -> Runner:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
         raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
+
+
+def build_optimizer(runner: Runner) -> None:
+    """Build the optimizer now, where training would do it: a mistake in its settings is a line, not a stack trace.
+
+    Raises:
+        UserError: If it cannot be built as the config has it.
+    """
+    if not isinstance(runner, Runner):  # a FlexibleRunner's strategy has to build it, from the model that it wraps
+        return
+    try:
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f'optim_wrapper cannot be built: {type(error).__name__}: {reason(error)}') from error
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

@@ -252,12 +252,20 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_resuming_from_a_file_needs_no_pretrained_weights(tmp_path: Path) -> None:
-    (tmp_path / 'epoch_3.pth').touch()
+    torch.save(dict(meta=dict(seed=7)), tmp_path / 'epoch_3.pth')
     cfg = load(tmp_path, CONFIG + "load_from = 'other.pth'\n")
     launch.set_resume(cfg, str(tmp_path / 'epoch_3.pth'))
     assert cfg.resume is True
     assert cfg.load_from == str(tmp_path / 'epoch_3.pth')
     assert cfg.model.backbone.init_cfg is None
+
+
+@pytest.mark.parametrize(('given', 'expected'), [(None, 7), (3, 3)])
+def test_a_seed_that_was_drawn_is_taken_from_the_checkpoint(tmp_path: Path, given: int | None, expected: int) -> None:
+    torch.save(dict(meta=dict(seed=7)), tmp_path / 'epoch_3.pth')
+    cfg = load(tmp_path, CONFIG + f'randomness = dict(seed={given}, deterministic=True)\n')
+    launch.set_resume(cfg, str(tmp_path / 'epoch_3.pth'))
+    assert cfg.randomness == dict(seed=expected, deterministic=True)
 
 
 def test_resuming_from_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -273,7 +281,7 @@ def test_resuming_by_itself_takes_the_newest_checkpoint(tmp_path: Path) -> None:
     cfg = load(tmp_path, work_dir=str(work_dir))
     with pytest.raises(UserError, match=r'epoch_2.pth does not exist'):
         launch.set_resume(cfg, 'auto')
-    (work_dir / 'epoch_2.pth').touch()
+    torch.save(dict(state_dict={}), work_dir / 'epoch_2.pth')
     launch.set_resume(cfg, 'auto')
     assert cfg.resume is True
     assert cfg.load_from == str(work_dir / 'epoch_2.pth')
@@ -322,22 +330,21 @@ def test_with_nothing_to_resume_the_run_starts_from_pretrained_weights(
     assert f'nothing to resume in {work_dir}: starting afresh' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
+@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
 def test_a_distributed_run_that_could_not_start_is_refused(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = Config(dict(launcher=launcher))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setenv('RANK', '0')
-    launch.check_launcher(cfg)
+    launch.prepare_launcher(cfg)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(UserError, match=f'--launcher {launcher} needs GPUs'):
-        launch.check_launcher(cfg)
-    launch.check_launcher(Config(dict(launcher='none')))
+    with pytest.raises(UserError, match=f'--launcher {launcher} needs GPUs.*use torchrun'):
+        launch.prepare_launcher(cfg)
+    launch.prepare_launcher(Config(dict(launcher='none')))
 
 
 def test_without_torchrun_its_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('RANK', raising=False)
     with pytest.raises(UserError, match='torchrun --nproc_per_node=N'):
-        launch.check_launcher(Config(dict(launcher='pytorch')))
+        launch.prepare_launcher(Config(dict(launcher='pytorch')))
 
 
 @pytest.mark.parametrize(
@@ -415,6 +422,16 @@ def test_without_a_gpu_every_sync_bn_becomes_a_bn_and_that_is_said(
     assert capsys.readouterr().err == ''
 
 
+def test_without_a_gpu_sync_bn_for_all_norms_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg = Config(dict(model=dict(type='EncoderDecoder'), sync_bn='torch'))
+    launch.use_batchnorm_without_gpu(cfg)
+    assert cfg.sync_bn is None
+    assert '1 SyncBN settings' in capsys.readouterr().err
+
+
 def test_with_a_gpu_sync_bn_stays(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     cfg = sync_bn_model()
@@ -424,26 +441,23 @@ def test_with_a_gpu_sync_bn_stays(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ('bf16', 'expected'),
-    [(True, dict(dtype='bfloat16', loss_scale=1.0)), (False, dict(dtype='float16', loss_scale='dynamic'))],
+    ('gpu', 'bf16', 'expected'),
+    [
+        (False, False, dict(type='BFloat16OptimWrapper')),
+        (True, True, dict(type='BFloat16OptimWrapper')),
+        (True, False, dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')),
+    ],
 )
-@pytest.mark.parametrize('wrapper', [dict(), dict(type='OptimWrapper'), dict(type='AmpOptimWrapper')])
+@pytest.mark.parametrize('wrapper', [dict(), dict(type='OptimWrapper'), dict(type='AmpOptimWrapper', dtype='float16')])
 def test_amp_takes_the_precision_that_there_is(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: dict[str, Any], wrapper: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, bf16: bool, expected: dict[str, Any], wrapper: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: bf16)
-    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='AdamW'), **wrapper)))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation: bf16)
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='AdamW'), **wrapper), custom_hooks=[dict(type='EMAHook')]))
     launch.enable_amp(cfg)
-    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', optimizer=dict(type='AdamW'), **expected)
-
-
-def test_amp_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
-    with pytest.raises(UserError, match='--amp needs a GPU'):
-        launch.enable_amp(cfg)
-    assert cfg.optim_wrapper == dict(type='OptimWrapper')
+    assert cfg.optim_wrapper == dict(optimizer=dict(type='AdamW'), **expected)
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'Float32OperatorsHook']
 
 
 def test_amp_with_a_special_wrapper_is_refused() -> None:

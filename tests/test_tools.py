@@ -263,3 +263,107 @@ def test_the_demo_ends_with_pictures_and_an_ap(tmp_path: Path) -> None:
         assert grid.size == (4 * 496, 496)
         assert curves.width > 1000
     assert len(list((out / 'predictions').glob('*.png'))) == 2
+
+
+DIES_WHILE_WRITING = """
+import os, runpy, signal, sys
+number, synced = int(sys.argv.pop(1)), os.fsync
+written = []
+def die_before_the_rename(descriptor):
+    written.append(descriptor)
+    if len(written) == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    synced(descriptor)
+os.fsync = die_before_the_rename
+sys.argv[0] = 'tools/train.py'
+runpy.run_path('tools/train.py', run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twice_ends_with_the_weights_of_one_that_is_not(tmp_path: Path) -> None:
+    """Once at an iteration within an epoch, and once while a checkpoint is being written."""
+    made = run('make_shapes.py', '--out', tmp_path / 'shapes', '--train', 16, '--val', 2)
+    assert made.returncode == 0, made.stderr
+    env = {'SHAPES_ROOT': str(tmp_path / 'shapes'), 'OMP_NUM_THREADS': '1'}
+    options = [
+        'randomness.seed=5',
+        'train_dataloader.batch_size=4',
+        'train_cfg.max_epochs=3',
+        'train_cfg.val_interval=3',
+    ]
+    options += [
+        'default_hooks.checkpoint.by_epoch=False',
+        'default_hooks.checkpoint.interval=1',
+        'param_scheduler.1.end=3',
+    ]
+    options += ['default_hooks.checkpoint.save_best=None', 'model.backbone.drop_path_rate=0.3']
+    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+
+    def arguments(work_dir: Path) -> list[str]:
+        return ['configs/maskrcnn_cvttiny_fpn_shapes.py', '--work-dir', str(work_dir), '--cfg-options', *options]
+
+    expected = run('train.py', *arguments(whole), env=env)
+    assert expected.returncode == 0, expected.stderr[-3000:]
+
+    kill_after_first_checkpoint(cut, 'iter_1.pth', arguments(cut), env)
+    command_line = [sys.executable, '-c', DIES_WHILE_WRITING, '5', *arguments(cut), '--resume']
+    died = subprocess.run(
+        command_line, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    assert list(cut.glob('.iter_*.pth.part'))
+    resumed = run('train.py', *arguments(cut), '--resume', env=env)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    first = int(re.search(r'resumed epoch: \d+, iter: (\d+)', resumed.stdout + resumed.stderr)[1])
+    assert 4 < first < 12
+    assert first % 4, 'this one was to die within an epoch'
+
+    weights = [torch.load(folder / 'iter_12.pth', weights_only=False)['state_dict'] for folder in (whole, cut)]
+    for name, tensor in weights[0].items():
+        assert torch.equal(weights[1][name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['detection', 'segmentation'])
+def test_precision_accumulation_clipping_and_averaging_work_together(kind: str, data: Path, tmp_path: Path) -> None:
+    options = [
+        'model.backbone.init_cfg=None',
+        'optim_wrapper.accumulative_counts=2',
+        'custom_hooks=[dict(type=EMAHook)]',
+    ]
+    options += ['optim_wrapper.clip_grad.max_norm=1.0', 'model.backbone.window_size=[8,8,None]']
+    if kind == 'detection':
+        options += [*SMALL_DETECTION, 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
+        env, config, checkpoint = {'COCO_ROOT': str(data / 'coco_mini')}, MASK_RCNN, 'epoch_2.pth'
+    else:
+        options += [*SMALL_SEGMENTATION, 'train_cfg.max_iters=4', 'train_cfg.val_interval=4']
+        env, config, checkpoint = {'ADE20K_ROOT': str(data / 'ade_mini')}, UPERNET, 'iter_4.pth'
+    result = run(
+        'train.py', config, '--work-dir', tmp_path, '--amp', '--auto-scale-lr', '--cfg-options', *options, env=env
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    output = result.stdout + result.stderr
+    assert 'Scaling the original LR by 0.125' in output
+    losses = [float(loss) for loss in re.findall(r' loss: (\S+)', output)]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+    assert re.findall(r'grad_norm: ([\d.]+)', output)
+    saved = torch.load(tmp_path / checkpoint, weights_only=False)
+    assert saved['ema_state_dict'].keys() >= {'steps'}
+    assert {tensor.dtype for tensor in saved['state_dict'].values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.slow
+def test_layer_wise_decay_is_one_line(data: Path, tmp_path: Path) -> None:
+    options = [*SMALL_SEGMENTATION, 'model.backbone.init_cfg=None', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1']
+    options += ['optim_wrapper.constructor=LayerDecayOptimWrapperConstructor']
+    options += ['optim_wrapper.paramwise_cfg.layer_decay_rate=0.8']
+    arguments = (UPERNET, '--work-dir', tmp_path, '--cfg-options', *options)
+    result = run('train.py', *arguments, env={'ADE20K_ROOT': str(data / 'ade_mini')})
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert 'Parameter groups:' in result.stdout + result.stderr
+    wrong = run(
+        'train.py', *arguments, 'optim_wrapper.paramwise_cfg.decay=1', env={'ADE20K_ROOT': str(data / 'ade_mini')}
+    )
+    assert_one_line_error(wrong, "paramwise_cfg has an unknown key 'decay'")

@@ -26,7 +26,7 @@ def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
     launch.hide_gpu_without_operators(cfg)
-    launch.check_launcher(cfg)
+    launch.prepare_launcher(cfg)
     launch.check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     launch.check_data(cfg, ('test',))

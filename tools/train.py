@@ -8,14 +8,18 @@ Example:
 from __future__ import annotations
 
 import argparse
+import sys
 
 from cvt_dense import launch
+from cvt_dense.resume import make_resumable
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     launch.add_common_arguments(parser)
-    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
+    parser.add_argument(
+        '--amp', action='store_true', help='train in mixed precision: bfloat16, or float16 on a GPU that lacks it'
+    )
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument(
         '--resume',
@@ -31,7 +35,7 @@ def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
     launch.hide_gpu_without_operators(cfg)
-    launch.check_launcher(cfg)
+    launch.prepare_launcher(cfg)
     if args.amp:
         launch.enable_amp(cfg)
     if args.auto_scale_lr:
@@ -42,7 +46,10 @@ def main() -> None:
         launch.check_checkpoint(cfg.load_from)
     launch.check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
     launch.use_batchnorm_without_gpu(cfg)
+    if not make_resumable(cfg):
+        print(f'note: runs of {cfg.train_cfg.get("type")} do not resume exactly', file=sys.stderr)
     runner = launch.build_runner(cfg)
+    launch.build_optimizer(runner)
     if cfg.get('load_from') and not cfg.get('resume'):
         launch.check_weights(runner.model, cfg.load_from, prefix='backbone.')  # heads may be for other classes
     runner.train()

@@ -1,0 +1,8 @@
+# COCO 2017 at a shorter side that is drawn from 480 to 800 pixels for every image.
+_base_ = 'coco_instance.py'
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[2] = dict(
+    type='RandomChoiceResize', scales=[(1333, side) for side in range(480, 801, 32)], keep_ratio=True
+)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

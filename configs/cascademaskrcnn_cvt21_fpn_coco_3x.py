@@ -1,0 +1,3 @@
+_base_ = 'cascademaskrcnn_cvt13_fpn_coco_3x.py'
+
+model = dict(backbone=dict(arch='cvt-21', init_cfg=dict(checkpoint='cvt-21-384x384-in22k')))

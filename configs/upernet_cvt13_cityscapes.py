@@ -1,0 +1,12 @@
+_base_ = [
+    '_base_/models/upernet_cvt.py',
+    '_base_/datasets/cityscapes.py',
+    '_base_/schedules/adamw_80k.py',
+    '_base_/runtime/mmseg_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=19),
+    auxiliary_head=dict(num_classes=19),
+)

@@ -1,0 +1,79 @@
+"""Mixed precision in bfloat16, on GPUs and CPUs, with the operators that cannot take it kept in float32."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils._pytree import tree_map
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """An optimizer wrapper that computes losses under autocast to bfloat16.
+
+    bfloat16 has float32's range, so losses need no scaling; mmengine's AmpOptimWrapper has a scaler and refuses CPUs.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """What mmengine enters around the forward pass."""
+        with super().optim_context(model), torch.autocast(get_device(), torch.bfloat16):
+            yield
+
+
+@HOOKS.register_module()
+class Float32OperatorsHook(Hook):
+    """Runs a detector's RoI extractors and deformable attention in float32, whatever autocast says.
+
+    mmcv's kernels know no bfloat16, and boxes in bfloat16 would be off by up to 4 pixels at a side of 1000.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Wrap the modules of the runner's model."""
+        keep_operators_in_float32(runner.model)
+
+
+def keep_operators_in_float32(model: nn.Module) -> list[str]:
+    """Let those modules of a model that mmcv's kernels serve compute in float32; returns their names."""
+    kinds = _float32_modules()
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    for _, module in found:
+        module.forward = _in_float32(module.forward)
+    return [name for name, _ in found]
+
+
+def _float32_modules() -> tuple[type[nn.Module], ...]:
+    kinds: list[type[nn.Module]] = []
+    if find_spec('mmdet'):
+        from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+
+        kinds.append(BaseRoIExtractor)
+    if find_spec('mmcv') and find_spec('mmcv._ext'):
+        from mmcv.ops import MultiScaleDeformableAttention
+
+        kinds.append(MultiScaleDeformableAttention)
+    return tuple(kinds)
+
+
+def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def to_float32(value: Any) -> Any:
+        is_low = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+        return value.float() if is_low else value
+
+    @functools.wraps(forward)
+    def in_float32(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(get_device(), enabled=False):
+            return forward(*tree_map(to_float32, args), **tree_map(to_float32, kwargs))
+
+    return in_float32

@@ -1,0 +1,246 @@
+"""Runs that end the same whether they were interrupted or not.
+
+mmengine resumes weights, optimizer and schedule; not the random numbers, nor the place within an epoch. Here every
+random draw is a function of the run's seed and of where it is drawn (process, epoch, batch, sample), so there is no
+state to lose: a resumed run skips the batches that were trained on and goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_rank, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import BatchSampler, Sampler
+
+_LOOPS = {
+    'EpochBasedTrainLoop': 'ResumableEpochBasedTrainLoop',
+    'IterBasedTrainLoop': 'ResumableIterBasedTrainLoop',
+}
+
+
+def make_resumable(cfg: Config) -> bool:
+    """Change a config so that its run can be resumed exactly; returns False for a train loop of another kind.
+
+    Checkpoints are kept until the next one is whole, whatever the loop.
+    """
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if checkpoint and checkpoint.get('type') == 'CheckpointHook':
+        checkpoint.type = 'KeepUntilSavedCheckpointHook'
+    loop = cfg.train_cfg.get('type') or ('EpochBasedTrainLoop' if cfg.train_cfg.get('by_epoch') else None)
+    if loop in _LOOPS.values():
+        return True
+    if loop not in _LOOPS or not isinstance(cfg.train_dataloader.get('batch_sampler', {}), (Mapping, type(None))):
+        return False
+    cfg.train_cfg.pop('by_epoch', None)
+    cfg.train_cfg.type = _LOOPS[loop]
+    loader = cfg.train_dataloader
+    loader.dataset = ConfigDict(type='SeededDataset', dataset=loader.dataset)
+    loader.batch_sampler = ConfigDict(
+        type='ResumableBatchSampler',
+        batch_sampler=loader.get('batch_sampler'),
+        drop_last=loader.pop('drop_last', False),
+    )
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), ConfigDict(type='SeedIterationsHook')]
+    return True
+
+
+class SeededIndex(NamedTuple):
+    """A sample, and the seed of what is drawn at random while it is loaded."""
+
+    index: int
+    seed: int
+
+
+@DATASETS.register_module()
+class SeededDataset:
+    """Any dataset, its random augmentations determined by the :class:`SeededIndex` that a sample is asked for by."""
+
+    def __init__(self, dataset: Mapping[str, Any]) -> None:
+        self.dataset = DATASETS.build(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: SeededIndex) -> Any:
+        seed_everything(position.seed)
+        return self.dataset[position.index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dataset':  # not there yet, while being unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableBatchSampler(Sampler):
+    """Batches of :class:`SeededIndex`, from any one on.
+
+    Args:
+        sampler: Of indices.
+        batch_size: Samples in a batch.
+        batch_sampler: Config of what makes batches of the sampler's indices; in order by default.
+        drop_last: Leave out a last batch that is not full; for batches in order only.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        batch_sampler: Mapping[str, Any] | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        if batch_sampler is None:
+            self.batches: Any = BatchSampler(sampler, batch_size, drop_last)
+        else:
+            settings = dict(sampler=sampler, batch_size=batch_size) | (dict(drop_last=True) if drop_last else {})
+            self.batches = DATA_SAMPLERS.build(batch_sampler, default_args=settings)
+        self._seed, self._epoch, self._first = 0, 0, 0
+
+    def start_at(self, seed: int, epoch: int, batch: int) -> None:
+        """Let the next iteration begin at a batch of an epoch."""
+        self._seed, self._epoch, self._first = seed, epoch, batch
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
+        for number, batch in enumerate(self.batches):
+            if number >= self._first:
+                place = (self._seed, get_rank(), self._epoch, number)
+                yield [SeededIndex(index, derived_seed(*place, k)) for k, index in enumerate(batch)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@LOOPS.register_module()
+class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
+    """mmengine's loop over epochs, which begins a resumed epoch where it was left."""
+
+    def run_epoch(self) -> None:
+        """Iterate what is left of an epoch."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        if not 0 <= done <= len(self.dataloader):  # the number of batches in an epoch has changed since
+            done = 0
+        self.dataloader.batch_sampler.start_at(self.runner.seed, self._epoch, done)
+        for index, batch in enumerate(self.dataloader, start=done):
+            self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+
+@LOOPS.register_module()
+class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
+    """mmengine's loop over iterations, which goes on without loading the batches that were trained on."""
+
+    def run(self) -> None:
+        """Train to the last iteration."""
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        batches = self._batches()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(batches))
+            self._decide_current_val_interval()
+            last = self._iter == self._max_iters
+            if self.runner.val_loop and self._iter >= self.val_begin and (last or self._iter % self.val_interval == 0):
+                self.runner.val_loop.run()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _batches(self) -> Iterator[Sequence[Any]]:
+        sampler = self.dataloader.batch_sampler
+        endless = isinstance(sampler.sampler, InfiniteSampler)
+        epoch, done = (0, self._iter) if endless else divmod(self._iter, len(self.dataloader))
+        while True:
+            sampler.start_at(self.runner.seed, epoch, done)
+            yield from self.dataloader
+            epoch, done = epoch + 1, 0
+
+
+@HOOKS.register_module()
+class SeedIterationsHook(Hook):
+    """Determines what a training iteration draws at random: drop path, dropout, samples of proposals."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed all generators by the run's seed, the process and the iteration."""
+        seed_everything(derived_seed(runner.seed, get_rank(), runner.iter))
+
+
+@HOOKS.register_module()
+class KeepUntilSavedCheckpointHook(CheckpointHook):
+    """mmengine's hook, which deletes the oldest checkpoint after, and not before, the new one is written."""
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        kept = self.keep_ckpt_ids if self.max_keep_ckpts > 0 else []
+        oldest = kept.popleft() if len(kept) == self.max_keep_ckpts > 0 and kept[-1] != step else None
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if oldest is not None and is_main_process():
+            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(oldest))
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):  # of a sharded strategy
+                self.file_backend.rmtree(path)
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's writer of files, which leaves the old file or the new one behind and never a part."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to a file, making its folder if needed.
+
+        Raises:
+            OSError: If that fails; what was at ``filepath`` is still there then.
+        """
+        target = Path(filepath)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f'.{target.name}.part')
+        try:
+            with open(part, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        """Write text to a file, see :meth:`put`."""
+        self.put(obj.encode(encoding), filepath)
+
+
+def write_files_atomically() -> None:
+    """Let mmengine, in this process, write checkpoints so that an interruption leaves no torn file."""
+    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
+
+
+def derived_seed(*place: int) -> int:
+    """A seed for a place in a run, as good as unrelated to that of any other."""
+    return int(np.random.SeedSequence([abs(part) for part in place]).generate_state(1)[0])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

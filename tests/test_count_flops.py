@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import count_flops
+import pytest
+import yaml
+from conftest import ROOT
+from mmengine.config import Config
+
+from cvt_dense.cli import UserError
+
+SMALL = ROOT / 'configs/upernet_cvttiny_shapes.py'
+
+
+def test_a_config_is_counted_and_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'metafile.yml'
+    monkeypatch.setattr(sys, 'argv', ['count_flops.py', str(SMALL), '--metafile', str(out)])
+    count_flops.main()
+    index = yaml.safe_load(out.read_text())
+    (model,) = index['Models']
+    assert model['Name'] == SMALL.stem
+    assert model['In Collection'] == 'UperNet'
+    assert model['Metadata']['Training Data'] == 'shapes'
+    assert model['Metadata']['Input Size'] == '160x160'
+    assert model['Results'] == []
+    assert index['Collections'] == [
+        {'Name': 'UperNet', 'Paper': {'Title': 'UperNet', 'URL': 'https://arxiv.org/abs/1807.10221'}}
+    ]
+    assert f'{model["Metadata"]["Parameters"] / 1e6:.1f}' in capsys.readouterr().out
+
+
+def test_operations_grow_with_the_image_and_parameters_do_not() -> None:
+    small, large = (count_flops.count(Config.fromfile(SMALL), (side, side)) for side in (64, 128))
+    assert small[0] == large[0]
+    assert 4 <= large[1] / small[1] < 6  # attention grows faster than the pixels
+
+
+def test_a_missing_config_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, 'argv', ['count_flops.py', 'configs/nope.py'])
+    with pytest.raises(UserError, match=r'config configs/nope.py does not exist'):
+        count_flops.main()

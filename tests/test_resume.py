@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler
+from mmengine.fileio import get_file_backend
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS
+from mmengine.runner import Runner
+from torch import nn
+
+from cvt_dense.resume import (
+    AtomicLocalBackend,
+    ResumableBatchSampler,
+    SeededIndex,
+    derived_seed,
+    make_resumable,
+    seed_everything,
+)
+
+
+@DATASETS.register_module()
+class Numbers(BaseDataset):
+    """Seventeen numbers, half of them of images that are wider than high."""
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        return [dict(value=float(i), width=10 + i % 2, height=11 - i % 2) for i in range(17)]
+
+
+@TRANSFORMS.register_module()
+class AddNoise:
+    """An augmentation that draws from all three generators."""
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        noise = [random.random(), np.random.rand(), torch.rand(()).item()]
+        return dict(inputs=torch.tensor([results['value'], *noise]))
+
+
+@MODELS.register_module()
+class Regressor(BaseModel):
+    """Draws at random in the forward pass, and remembers what it was given."""
+
+    seen: list[list[float]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, inputs: torch.Tensor, mode: str = 'loss') -> dict[str, torch.Tensor]:
+        inputs = torch.stack(list(inputs)) if isinstance(inputs, (list, tuple)) else inputs
+        Regressor.seen.append(inputs[:, 0].tolist())
+        dropped = nn.functional.dropout(self.linear(inputs / 20), 0.5)
+        return dict(loss=(dropped - torch.randn(()) - random.random() - np.random.rand()).square().mean())
+
+
+class Interrupted(Exception):
+    """Stands for a machine that dies."""
+
+
+def config(work_dir: Path, by_epoch: bool, workers: int, sampler: str = 'DefaultSampler', **settings: Any) -> Config:
+    loop = dict(type='EpochBasedTrainLoop', max_epochs=3) if by_epoch else dict(type='IterBasedTrainLoop', max_iters=15)
+    return Config(
+        dict(
+            model=dict(type='Regressor'),
+            work_dir=str(work_dir),
+            train_dataloader=dict(
+                batch_size=3,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                sampler=dict(type=sampler, shuffle=True),
+                dataset=dict(type='Numbers', pipeline=[dict(type='AddNoise')]),
+                **settings,
+            ),
+            train_cfg=loop,
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
+            param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=12),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1, max_keep_ckpts=2)),
+            custom_hooks=[dict(type='EMAHook')],
+            randomness=dict(seed=3),
+            log_level='ERROR',
+            default_scope='mmengine',
+            experiment_name=f'{work_dir.name}_{random.random()}',
+        )
+    )
+
+
+def train(cfg: Config, resume_from: Path | None = None, die_at: int | None = None) -> tuple[dict, list[list[float]]]:
+    """Weights at the end, and the samples that were trained on."""
+    assert make_resumable(cfg)
+    cfg.update(resume=resume_from is not None, load_from=resume_from and str(resume_from))
+    Regressor.seen = []
+    runner = Runner.from_cfg(cfg)
+    if die_at is not None:
+        loop, run_iter = runner.train_loop, runner.train_loop.run_iter
+
+        def die_or_run(*args: Any) -> None:
+            if loop.iter == die_at:
+                raise Interrupted
+            run_iter(*args)
+
+        loop.run_iter = die_or_run
+    runner.train()
+    return runner.model.state_dict(), Regressor.seen
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(
+    ('by_epoch', 'settings'),
+    [
+        (True, {}),
+        (True, dict(batch_sampler=dict(type='mmdet.AspectRatioBatchSampler'))),
+        (False, {}),
+        (False, dict(sampler='InfiniteSampler')),
+        (False, dict(drop_last=True)),
+    ],
+)
+@pytest.mark.parametrize('die_at', [2, 6, 10])
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, by_epoch: bool, settings: dict[str, Any], workers: int, die_at: int
+) -> None:
+    """6 batches an epoch: interrupted in the first epoch, at its end and in the second one."""
+    import mmdet.datasets  # noqa: F401  for the batch sampler
+
+    expected, samples = train(config(tmp_path / 'whole', by_epoch, workers, **settings))
+    with pytest.raises(Interrupted):
+        train(config(tmp_path / 'cut', by_epoch, workers, **settings), die_at=die_at)
+    seed_everything(99)  # a new process would have other random numbers
+    checkpoint = tmp_path / 'cut' / f'iter_{die_at}.pth'
+    weights, rest = train(config(tmp_path / 'cut', by_epoch, workers, **settings), resume_from=checkpoint)
+    assert rest == samples[die_at:]
+    assert len(samples) == (18 if by_epoch else 15)
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), name
+
+
+def test_every_epoch_and_every_sample_draws_anew(tmp_path: Path) -> None:
+    cfg = config(tmp_path, True, 0)
+    make_resumable(cfg)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=3)
+    drawn = []
+    for epoch in range(2):
+        loader.batch_sampler.start_at(3, epoch, 0)
+        drawn += [tuple(x[1:].tolist()) for batch in loader for x in batch['inputs']]
+    assert len(drawn) == 34
+    assert len(set(drawn)) == 34
+
+
+def batches(sampler: ResumableBatchSampler) -> list[list[int]]:
+    return [[position.index for position in batch] for batch in sampler]
+
+
+@pytest.mark.parametrize('drop_last', [False, True])
+def test_batches_are_those_of_the_sampler_from_any_one_on(drop_last: bool) -> None:
+    inner = DefaultSampler(range(17), shuffle=False)
+    sampler = ResumableBatchSampler(inner, 5, drop_last=drop_last)
+    whole = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 14], *([] if drop_last else [[15, 16]])]
+    assert len(sampler) == len(whole)
+    for first in range(len(whole) + 1):
+        sampler.start_at(seed=1, epoch=0, batch=first)
+        assert batches(sampler) == whole[first:]
+
+
+def test_an_endless_sampler_goes_on_where_it_was() -> None:
+    def first_batches(start: int, count: int) -> list[list[int]]:
+        sampler = ResumableBatchSampler(InfiniteSampler(range(7), seed=5), 3)
+        sampler.start_at(5, 0, start)
+        stream: Iterator[list[SeededIndex]] = iter(sampler)
+        return [[p.index for p in next(stream)] for _ in range(count)]
+
+    assert first_batches(4, 3) == first_batches(0, 7)[4:]
+
+
+def test_seeds_differ_between_runs_processes_epochs_batches_and_samples() -> None:
+    places = [(s, r, e, b, k) for s in range(3) for r in range(3) for e in range(3) for b in range(3) for k in range(3)]
+    assert len({derived_seed(*place) for place in places}) == len(places)
+    assert derived_seed(1, 2) == derived_seed(1, 2)
+
+
+def test_a_dataset_that_is_wrapped_still_answers_for_itself(tmp_path: Path) -> None:
+    cfg = config(tmp_path, True, 0)
+    make_resumable(cfg)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    for copy in (dataset, pickle.loads(pickle.dumps(dataset))):
+        assert len(copy) == 17
+        assert copy.get_data_info(3)['value'] == 3.0
+        with pytest.raises(AttributeError):
+            _ = copy.nothing_of_the_kind
+    assert torch.equal(dataset[SeededIndex(2, 7)]['inputs'], dataset[SeededIndex(2, 7)]['inputs'])
+
+
+@pytest.mark.parametrize(
+    'train_cfg', [dict(type='OwnLoop', max_epochs=3), dict(by_epoch=False, max_iters=3), dict(max_epochs=3)]
+)
+def test_other_train_loops_are_left_as_they_are(tmp_path: Path, train_cfg: dict[str, Any]) -> None:
+    cfg = config(tmp_path, True, 0)
+    cfg.train_cfg = train_cfg
+    assert not make_resumable(cfg)
+    assert cfg.train_cfg == train_cfg
+    assert cfg.train_dataloader.dataset.type == 'Numbers'
+    assert cfg.default_hooks.checkpoint.type == 'KeepUntilSavedCheckpointHook'
+
+
+def test_making_a_config_resumable_twice_is_once(tmp_path: Path) -> None:
+    cfg = config(tmp_path, True, 0)
+    assert make_resumable(cfg)
+    once = cfg.to_dict()
+    assert make_resumable(cfg)
+    assert cfg.to_dict() == once
+
+
+def test_the_last_checkpoint_is_there_until_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(tmp_path, True, 0)
+    cfg.default_hooks.checkpoint.max_keep_ckpts = 1
+    there: list[list[str]] = []
+    save = Runner.save_checkpoint
+
+    def look_and_save(self: Runner, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        there.append(sorted(path.name for path in tmp_path.glob('*.pth')))
+        save(self, out_dir, filename, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, 'save_checkpoint', look_and_save)
+    train(cfg)
+    assert there == [[], *[[f'iter_{i}.pth'] for i in range(1, 18)]]
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_18.pth']
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, target = AtomicLocalBackend(), tmp_path / 'new folder' / 'a.pth'
+    backend.put(b'old', target)
+    backend.put_text('größer', tmp_path / 'note')
+    assert (tmp_path / 'note').read_text(encoding='utf-8') == 'größer'
+
+    def full(fd: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('os.fsync', full)
+    with pytest.raises(OSError, match='No space left'):
+        backend.put(b'new', target)
+    assert target.read_bytes() == b'old'
+    assert [path.name for path in target.parent.iterdir()] == ['a.pth']
+
+
+def test_mmengine_writes_through_it_once_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmengine.fileio.backends import registry_utils
+
+    from cvt_dense.resume import write_files_atomically
+
+    for table in ('backends', 'prefix_to_backends'):
+        monkeypatch.setattr(registry_utils, table, dict(getattr(registry_utils, table)))
+    write_files_atomically()
+    assert isinstance(get_file_backend('a.pth'), AtomicLocalBackend)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -39,6 +40,9 @@ MODES = ('forward', 'training')
 WINDOWS = ('pretrain', 'pretrain', None)
 #: Windows in every stage and a few blocks with global attention, as in ViTDet (arXiv 2203.16527, section 3).
 FEW_GLOBAL = ('pretrain', 'pretrain', ['pretrain', 'pretrain', 'pretrain', 'pretrain', None] * 2)
+#: Tokens are channels-last by themselves. Inductor's own choice of layouts fails in training with dynamic sizes
+#: (torch 2.11: "cannot determine truth value of Relational").
+COMPILE_OPTIONS = {'layout_optimization': False}
 
 
 class HuggingFaceCvT(nn.Module):
@@ -162,7 +166,7 @@ def build(name: str, mode: str, device: torch.device) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    return torch.compile(model, dynamic=True) if candidate.compiled else model
+    return torch.compile(model, dynamic=True, options=COMPILE_OPTIONS) if candidate.compiled else model
 
 
 def run_once(name: str, model: nn.Module, images: Tensor, mode: str) -> None:
@@ -204,7 +208,9 @@ def _status(field: str) -> int:
 def peak_memory_in_process(name: str, mode: str, size: str, batch: int, device: str) -> int:
     """:func:`peak_memory`, measured in a new process."""
     command = [sys.executable, __file__, '--device', device, '--memory-of', name, mode, size, str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # By itself glibc keeps most of what is freed, so that gaps would count as used.
+    env = os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ['killed, which Linux does when memory runs out'])[-1]
         raise UserError(f'{name} at {batch}x{size} failed: {why}')

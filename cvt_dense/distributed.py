@@ -27,7 +27,7 @@ def use_gloo_without_gpu(cfg: Config) -> None:
     # mmengine would pass the GPU of this process to the wrappers.
     if 'strategy' in cfg:
         wrapper = cfg.strategy.setdefault('model_wrapper', ConfigDict())
-        wrapper.update(dict(device_id=None) if 'FSDP' in cfg.strategy.type else dict(device_ids=None))
+        wrapper.update(dict(device_id=torch.device('cpu')) if 'FSDP' in cfg.strategy.type else dict(device_ids=None))
     else:
         wrapper = ConfigDict(
             type='MMDistributedDataParallel',

@@ -146,6 +146,10 @@ def prepare_launcher(cfg: Config) -> None:
         UserError: If the launcher's environment is missing, or GPUs are and the launcher needs them.
     """
     if cfg.launcher == 'none':
+        if 'strategy' in cfg:
+            raise UserError(
+                f'{cfg.strategy.type} needs several processes: torchrun --nproc_per_node=N … --launcher pytorch'
+            )
         return
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise UserError(
@@ -154,6 +158,12 @@ def prepare_launcher(cfg: Config) -> None:
     if cfg.launcher != 'pytorch' and not torch.cuda.is_available():
         raise UserError(
             f'--launcher {cfg.launcher} needs GPUs, and torch sees none: use torchrun and --launcher pytorch on CPUs'
+        )
+    is_sharded = 'FSDP' in cfg.get('strategy', {}).get('type', '')
+    if is_sharded and not torch.cuda.is_available() and cfg.default_hooks.get('checkpoint', {}) is not None:
+        raise UserError(
+            'FSDP saves checkpoints on GPUs only, and torch sees none: to try it without, leave them out with '
+            '--cfg-options default_hooks.checkpoint=None'
         )
     use_gloo_without_gpu(cfg)
 

@@ -341,6 +341,16 @@ def test_a_distributed_run_that_could_not_start_is_refused(launcher: str, monkey
     launch.prepare_launcher(Config(dict(launcher='none')))
 
 
+def test_fsdp_without_a_gpu_is_refused_before_a_checkpoint_would_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setenv('RANK', '0')
+    cfg = Config(dict(launcher='pytorch', strategy=dict(type='FSDPStrategy'), default_hooks=dict()))
+    with pytest.raises(UserError, match='FSDP saves checkpoints on GPUs only'):
+        launch.prepare_launcher(cfg)
+    with pytest.raises(UserError, match='FSDPStrategy needs several processes'):
+        launch.prepare_launcher(Config(dict(launcher='none', strategy=dict(type='FSDPStrategy'))))
+
+
 def test_without_torchrun_its_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('RANK', raising=False)
     with pytest.raises(UserError, match='torchrun --nproc_per_node=N'):

@@ -134,12 +134,16 @@ def main() -> None:
     if missing:
         raise UserError(f'config {missing[0]} does not exist')
     models = []
+    counted: dict[str, tuple[int, int, tuple[int, int]]] = {}  # schedules of one model are counted once
     print(f'{"config":<42}{"M params":>10}{"GMACs":>10}  image')
     for path in map(Path, tqdm(args.configs, disable=len(args.configs) == 1)):
         cfg = Config.fromfile(path)
         import_modules_from_strings(**cfg.get('custom_imports', dict(imports=['cvt_dense'])))
         import_modules_from_strings([f'{cfg.default_scope}.models'])
-        parameters, macs, size = count(cfg, args.size and tuple(args.size))
+        key = str(cfg.model)
+        if key not in counted:
+            counted[key] = count(cfg, args.size and tuple(args.size))
+        parameters, macs, size = counted[key]
         tqdm.write(f'{path.stem:<42}{parameters / 1e6:>10.1f}{macs / 1e9:>10.1f}  {size[0]}x{size[1]}', sys.stdout)
         if args.metafile:
             models.append(entry(path, cfg, parameters, macs, size))

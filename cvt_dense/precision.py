@@ -34,7 +34,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 @HOOKS.register_module()
 class Float32OperatorsHook(Hook):
-    """Runs a detector's RoI extractors and deformable attention in float32, whatever autocast says.
+    """Keeps a detector's boxes and mmcv's operators in float32, whatever autocast says.
 
     mmcv's kernels know no bfloat16, and boxes in bfloat16 would be off by up to 4 pixels at a side of 1000.
     """
@@ -45,35 +45,57 @@ class Float32OperatorsHook(Hook):
 
 
 def keep_operators_in_float32(model: nn.Module) -> list[str]:
-    """Let those modules of a model that mmcv's kernels serve compute in float32; returns their names."""
-    kinds = _float32_modules()
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
-    for _, module in found:
-        module.forward = _in_float32(module.forward)
-    return [name for name, _ in found]
+    """Let a model's RoI extractors and deformable attention compute in float32, and its box heads return that.
+
+    Returns:
+        The names of the modules.
+    """
+    throughout, at_the_end = _float32_modules()
+    names = []
+    for name, module in model.named_modules():
+        if isinstance(module, throughout):
+            module.forward = _in_float32(module.forward)
+            names.append(name)
+        elif isinstance(module, at_the_end):
+            module.forward = _to_float32(module.forward)
+            names.append(name)
+    return names
 
 
-def _float32_modules() -> tuple[type[nn.Module], ...]:
-    kinds: list[type[nn.Module]] = []
+def _float32_modules() -> tuple[tuple[type[nn.Module], ...], tuple[type[nn.Module], ...]]:
+    throughout: list[type[nn.Module]] = []
+    at_the_end: list[type[nn.Module]] = []
     if find_spec('mmdet'):
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+        from mmdet.models.roi_heads.bbox_heads import BBoxHead
         from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 
-        kinds.append(BaseRoIExtractor)
+        throughout.append(BaseRoIExtractor)
+        at_the_end += [BaseDenseHead, BBoxHead]
     if find_spec('mmcv') and find_spec('mmcv._ext'):
         from mmcv.ops import MultiScaleDeformableAttention
 
-        kinds.append(MultiScaleDeformableAttention)
-    return tuple(kinds)
+        throughout.append(MultiScaleDeformableAttention)
+    return tuple(throughout), tuple(at_the_end)
+
+
+def _as_float32(value: Any) -> Any:
+    is_low = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if is_low else value
 
 
 def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def to_float32(value: Any) -> Any:
-        is_low = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-        return value.float() if is_low else value
-
     @functools.wraps(forward)
     def in_float32(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(get_device(), enabled=False):
-            return forward(*tree_map(to_float32, args), **tree_map(to_float32, kwargs))
+            return forward(*tree_map(_as_float32, args), **tree_map(_as_float32, kwargs))
 
     return in_float32
+
+
+def _to_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def to_float32(*args: Any, **kwargs: Any) -> Any:
+        return tree_map(_as_float32, forward(*args, **kwargs))
+
+    return to_float32

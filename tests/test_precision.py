@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
@@ -63,3 +64,12 @@ def test_deformable_attention_stays_in_float32() -> None:
     )
     with torch.autocast('cpu', torch.bfloat16):
         assert model['attention'](**arguments).dtype == torch.float32
+
+
+def test_heads_return_boxes_in_float32() -> None:
+    head = Shared2FCBBoxHead(in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=2)
+    model = nn.ModuleDict(dict(head=head))
+    assert keep_operators_in_float32(model) == ['head']
+    with torch.autocast('cpu', torch.bfloat16):
+        assert [x.dtype for x in model['head'](torch.randn(3, 8, 7, 7))] == [torch.float32] * 2
+        assert model['head'].fc_cls(torch.randn(1, 16)).dtype == torch.bfloat16

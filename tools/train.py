@@ -20,6 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp', action='store_true', help='train in mixed precision: bfloat16, or float16 on a GPU that lacks it'
     )
+    parser.add_argument('--ema', action='store_true', help='evaluate an exponential moving average of the weights')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument(
         '--resume',
@@ -38,6 +39,8 @@ def main() -> None:
     launch.prepare_launcher(cfg)
     if args.amp:
         launch.enable_amp(cfg)
+    if args.ema:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='EMAHook')]
     if args.auto_scale_lr:
         launch.enable_auto_scale_lr(cfg)
     if args.resume:

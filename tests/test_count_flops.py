@@ -5,9 +5,11 @@ from pathlib import Path
 
 import count_flops
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from mmengine.config import Config
+from torch import nn
 
 from cvt_dense.cli import UserError
 
@@ -43,3 +45,14 @@ def test_a_missing_config_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, 'argv', ['count_flops.py', 'configs/nope.py'])
     with pytest.raises(UserError, match=r'config configs/nope.py does not exist'):
         count_flops.main()
+
+
+def test_masks_are_counted_for_the_best_boxes_alone() -> None:
+    head = nn.Conv2d(4, 4, 3, padding=1)
+    counted = count_flops._for_the_best_boxes(head.forward)
+    regions = torch.randn(250, 4, 14, 14)
+    masks = counted(regions)
+    assert masks.shape == (250, 4, 14, 14)
+    torch.testing.assert_close(masks[:100], head(regions[:100]))
+    assert not masks[100:].any()
+    assert torch.equal(counted(regions[:7]), head(regions[:7]))

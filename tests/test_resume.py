@@ -25,6 +25,7 @@ from cvt_dense.resume import (
     make_resumable,
     seed_everything,
 )
+from cvt_dense.unpickling import mmengine_types
 
 
 @DATASETS.register_module()
@@ -107,7 +108,8 @@ def train(cfg: Config, resume_from: Path | None = None, die_at: int | None = Non
             run_iter(*args)
 
         loop.run_iter = die_or_run
-    runner.train()
+    with mmengine_types():  # as the tools read checkpoints; upstream's mmengine cannot on its own
+        runner.train()
     return runner.model.state_dict(), Regressor.seen
 
 

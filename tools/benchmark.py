@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -208,9 +207,7 @@ def _status(field: str) -> int:
 def peak_memory_in_process(name: str, mode: str, size: str, batch: int, device: str) -> int:
     """:func:`peak_memory`, measured in a new process."""
     command = [sys.executable, __file__, '--device', device, '--memory-of', name, mode, size, str(batch)]
-    # By itself glibc keeps most of what is freed, so that gaps would count as used.
-    env = os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ['killed, which Linux does when memory runs out'])[-1]
         raise UserError(f'{name} at {batch}x{size} failed: {why}')

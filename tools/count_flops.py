@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ DATASETS = {
 }
 #: Size of the image for detectors, as their tables have it; segmentors are counted at the size of their crops.
 DETECTION_SIZE = (800, 1280)
+#: Boxes of an image that masks are predicted for.
+MASKS = 100
 
 
 class WholeModel(nn.Module):
@@ -57,6 +60,9 @@ class WholeModel(nn.Module):
         super().__init__()
         self.model = model
         self.is_detector = is_detector
+        mask_heads = getattr(getattr(model, 'roi_head', None), 'mask_head', None)
+        for head in mask_heads if isinstance(mask_heads, nn.ModuleList) else [mask_heads] if mask_heads else []:
+            head.forward = _for_the_best_boxes(head.forward)
 
     def forward(self, images: Tensor) -> Any:
         size = tuple(images.shape[-2:])
@@ -67,6 +73,16 @@ class WholeModel(nn.Module):
 
         # Not 'predict', which would run the mask head on what untrained boxes leave over: nothing.
         return self.model(images, [DetDataSample(metainfo=meta)], mode='tensor')
+
+
+def _for_the_best_boxes(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A mask head for as many regions as there are predictions; mmdet's cascade gives it all proposals."""
+
+    def forward_best(regions: Tensor) -> Tensor:
+        masks = forward(regions[:MASKS])
+        return torch.cat((masks, masks.new_zeros(len(regions) - len(masks), *masks.shape[1:])))
+
+    return forward_best
 
 
 def parse_args() -> argparse.Namespace:

@@ -127,46 +127,46 @@ def test_each_block_is_wrapped_by_itself() -> None:
     assert wrap_cvt_blocks(nn.Linear(1, 1), True, 0)
 
 
-def _steps_of(rank: int, settings: dict[str, Any], store: str) -> None:
+#: What could leave a parameter without a gradient, or have it differ between processes.
+SETTINGS: list[dict[str, Any]] = [
+    dict(),
+    dict(frozen_stages=0),
+    dict(frozen_stages=2),
+    dict(with_cp=True),
+    dict(with_cp=True, frozen_stages=1, window_size=3),
+    dict(out_indices=(2,)),
+    dict(out_indices=(2,), out_norm=False, with_cp=True),
+    dict(out_indices=(0, 1)),
+    dict(norm_eval=False, drop_path_rate=0.3),
+]
+
+
+def _steps(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
-    torch.manual_seed(0)
-    model = DistributedDataParallel(CvT(TINY, **settings).train(), find_unused_parameters=False)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for step in range(3):  # an unused parameter shows in the second
-        torch.manual_seed(10 * rank + step)
-        loss = sum(x.square().mean() for x in model(torch.randn(2, 3, 32, 48)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    for p in model.parameters():
-        others = [torch.empty_like(p) for _ in range(2)]
-        distributed.all_gather(others, p.detach())
-        assert torch.equal(*others)
-        assert p.isfinite().all()
-    del model, optimizer, loss  # what refers to the group goes before the group
+    for settings in SETTINGS:
+        torch.manual_seed(0)
+        model = DistributedDataParallel(CvT(TINY, **settings).train(), find_unused_parameters=False)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for step in range(3):  # an unused parameter shows in the second
+            torch.manual_seed(10 * rank + step)
+            loss = sum(x.square().mean() for x in model(torch.randn(2, 3, 32, 48)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        for name, p in model.named_parameters():
+            others = [torch.empty_like(p) for _ in range(2)]
+            distributed.all_gather(others, p.detach())
+            assert torch.equal(*others), f'{settings}: {name} differs between the processes'
+            assert p.isfinite().all(), f'{settings}: {name}'
+        del model, optimizer, loss  # what refers to the group goes before the group
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'settings',
-    [
-        dict(),
-        dict(frozen_stages=0),
-        dict(frozen_stages=2),
-        dict(with_cp=True),
-        dict(with_cp=True, frozen_stages=1, window_size=3),
-        dict(out_indices=(2,)),
-        dict(out_indices=(2,), out_norm=False, with_cp=True),
-        dict(out_indices=(0, 1)),
-        dict(norm_eval=False, drop_path_rate=0.3),
-    ],
-    ids=str,
-)
-def test_no_parameter_is_unused(settings: dict[str, Any], tmp_path: Path) -> None:
-    multiprocessing.spawn(_steps_of, (settings, str(tmp_path / 'store')), nprocs=2)
+def test_no_parameter_is_unused(tmp_path: Path) -> None:
+    multiprocessing.spawn(_steps, (str(tmp_path / 'store'),), nprocs=2)
 
 
 def test_frozen_batchnorm_is_converted_to_syncbn_and_stays_frozen() -> None:

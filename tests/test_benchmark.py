@@ -90,12 +90,12 @@ def test_a_run_writes_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = ['cvt-13', 'resnet-50']
-    arguments = ['--models', *models, '--sizes', '64x64', '96x128', '--modes', 'training', '--repeats', '2']
+    arguments = ['--models', *models, '--sizes', '128x128', '192x256', '--modes', 'training', '--repeats', '2']
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--out', str(tmp_path), *arguments])
     benchmark.main()
     written = json.loads((tmp_path / 'results.json').read_text())
     assert written['machine']['matmul_flops'] > 1e8
-    assert [(r['model'], r['height']) for r in written['results']] == [(m, h) for h in (64, 96) for m in models]
+    assert [(r['model'], r['height']) for r in written['results']] == [(m, h) for h in (128, 192) for m in models]
     for r in written['results']:
         assert len(r['times']) == 2
         assert all(math.isfinite(t) and t > 0 for t in r['times'])

@@ -6,21 +6,10 @@ data_root = '{{$CITYSCAPES_ROOT:data/cityscapes}}'
 data_hint = 'put Cityscapes there, or say where it is: CITYSCAPES_ROOT=DIR'
 crop_size = (512, 1024)
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(2048, 1024), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 1024), keep_ratio=True),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[1] = test_pipeline[2] = dict(type='LoadAnnotations')
+train_pipeline[2].scale = test_pipeline[1].scale = (2048, 1024)
+train_pipeline[3].crop_size = crop_size
 train_dataloader = dict(
     dataset=dict(
         type=dataset_type,

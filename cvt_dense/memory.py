@@ -115,10 +115,11 @@ def estimate_memory(cfg: Config) -> MemoryEstimate | None:
     settings = copy.deepcopy(cfg.model)
     settings.backbone.init_cfg = None
     is_mixed = cfg.optim_wrapper.get('type') in ('AmpOptimWrapper', 'BFloat16OptimWrapper')
-    # What is not made inside counts as a constant: anchors, which heads make by a constructor that fakes nothing.
+    # Not built on fake tensors, which some heads copy: copies of fake tensors break the process later on.
+    with torch.device('meta'), DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = revert_sync_batchnorm(MODELS.build(settings)).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            model = revert_sync_batchnorm(MODELS.build(settings)).train()
+        model.to_empty(device='cpu')
         tensors = [*model.parameters(), *model.buffers()]
         with _LiveBytes(tensors) as live, torch.autocast('cpu', torch.bfloat16, enabled=is_mixed):
             left_out = _step(model, torch.zeros(batch_size, 3, *size), cfg.default_scope)

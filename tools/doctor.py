@@ -163,7 +163,8 @@ def check_memory(cfg: Config, config: str) -> Iterator[Result]:
         f'parameters {estimate.parameters / GIB:.2f}, optimizer {estimate.optimizer / GIB:.2f}, '
         f'activations and gradients {estimate.passes / GIB:.2f}, libraries {OVERHEAD / GIB:.2f}'
     )
-    least = f', without what {" and ".join(estimate.left_out)} take' if estimate.left_out else ''
+    others = f' and {len(estimate.left_out) - 1} more' if len(estimate.left_out) > 1 else ''
+    least = f', without what {estimate.left_out[0]}{others} takes' if estimate.left_out else ''
     told = (
         f'a training step takes an estimated {needed / GIB:.1f} GiB of the {available / GIB:.1f} GiB of {kind} that '
         f'are free ({estimate.batch_size} images of {estimate.size[0]}x{estimate.size[1]}; {parts}{least})'

@@ -134,6 +134,11 @@ def check_package(package: Package, scopes: set[str]) -> Iterator[Result]:
         else:
             yield Result(NOTE, f'is not installed; configs of {package.module} need it: {command}')
         return
+    old = {name: version for name, version in versions.items() if release(version) < release(package.minimum[name])}
+    for name, version in old.items():
+        yield Result(FAIL, f'{version} is too old, {package.minimum[name]} is needed', command)
+    if old:
+        return
     try:
         module = importlib.import_module(package.module)
     except Exception as error:  # what a package that does not fit its surroundings raises can be anything
@@ -142,10 +147,7 @@ def check_package(package: Package, scopes: set[str]) -> Iterator[Result]:
     if not versions:
         yield Result(NOTE, f'{module.__version__}, from {module.__file__}, which pip did not install')
     for name, version in versions.items():
-        if release(version) < release(package.minimum[name]):
-            yield Result(FAIL, f'{version} is too old, {package.minimum[name]} is needed', command)
-        else:
-            yield Result(OK, version if name == package.module else f'{version} ({name})')
+        yield Result(OK, version if name == package.module else f'{version} ({name})')
 
 
 def why_not_imported(error: Exception, package: Package) -> tuple[str, str]:

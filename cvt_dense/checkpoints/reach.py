@@ -9,8 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 
 from .download import target_of
 from .files import WEIGHT_FILES, CheckpointError, reason, shard_names
@@ -68,7 +67,8 @@ def check_reachable(checkpoint: str, timeout: float = 5.0) -> str:
         raise CheckpointError(f'checkpoint {checkpoint!r} is not here, and HF_HUB_OFFLINE forbids to ask for it')
     else:
         addresses = [hf_hub_url(place.repo, name, revision=place.revision) for name in place.files]
-        headers = build_hf_headers()
+        token = get_token()
+        headers = {'Authorization': f'Bearer {token}'} if token else {}
     for address in addresses:
         try:
             _head(address, headers, timeout)

@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import os
 import re
@@ -46,6 +47,8 @@ def results_of(check: Check) -> list[Result]:
     try:
         with redirect_stdout(io.StringIO()):  # packages say this and that as they are imported
             results = list(check.run())
+    except ImportError as error:
+        results = [Result(FAIL, f'cannot be looked at: {in_a_line(error)}', 'see the lines above')]
     except Exception as error:  # a machine that is broken in a way that nobody thought of
         results = [Result(FAIL, f'unforeseen {in_a_line(error)}', f'{PIP} check, and mend what it names')]
     return results
@@ -169,13 +172,24 @@ def check_memory(cfg: Config, config: str) -> Iterator[Result]:
         f'a training step takes an estimated {needed / GIB:.1f} GiB of the {available / GIB:.1f} GiB of {kind} that '
         f'are free ({estimate.batch_size} images of {estimate.size[0]}x{estimate.size[1]}; {parts}{least})'
     )
-    options = (
-        f'--cfg-options model.backbone.with_cp=True train_dataloader.batch_size={max(estimate.batch_size // 2, 1)}'
-    )
     if needed > available:
-        yield Result(FAIL, told, f'{PYTHON} tools/train.py {config} --amp {options}')
+        yield Result(FAIL, told, f'{PYTHON} tools/train.py {config} {options_for_memory(cfg, available)}')
     else:
         yield Result(NOTE if needed > 0.7 * available or estimate.left_out else OK, told)
+
+
+def options_for_memory(cfg: Config, available: int) -> str:
+    """Options of ``tools/train.py`` with which a step takes no more bytes than there are, by the same estimate."""
+    from cvt_dense.memory import estimate_memory
+
+    cfg = copy.deepcopy(cfg)
+    cfg.optim_wrapper.type = 'BFloat16OptimWrapper'  # what --amp sets
+    cfg.model.backbone.with_cp = True
+    batch_size = cfg.train_dataloader.batch_size
+    while (too_much := estimate_memory(cfg).total + OVERHEAD > available) and batch_size > 1:
+        batch_size = cfg.train_dataloader.batch_size = batch_size // 2
+    aside = ', with smaller images or a smaller backbone' if too_much else ''
+    return f'--amp --cfg-options model.backbone.with_cp=True train_dataloader.batch_size={batch_size}{aside}'
 
 
 def check_learning_rate(cfg: Config) -> Iterator[Result]:

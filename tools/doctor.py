@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 COLOURS = {OK: '\x1b[32m', NOTE: '\x1b[33m', FAIL: '\x1b[31m'}
 #: What Python and its libraries take beside a training step on a CPU (0.8 GiB measured), CUDA's context on a GPU.
 OVERHEAD = int(0.8 * GIB)
+#: The part of the free memory that an estimate may take for the step to fit surely.
+SAFE = 0.7
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,9 @@ def check_memory(cfg: Config, config: str) -> Iterator[Result]:
         f'are free ({estimate.batch_size} images of {estimate.size[0]}x{estimate.size[1]}; {parts}{least})'
     )
     if needed > available:
-        yield Result(FAIL, told, f'{PYTHON} tools/train.py {config} {options_for_memory(cfg, available)}')
+        yield Result(FAIL, told, f'{PYTHON} tools/train.py {config} {options_for_memory(cfg, int(SAFE * available))}')
     else:
-        yield Result(NOTE if needed > 0.7 * available or estimate.left_out else OK, told)
+        yield Result(NOTE if needed > SAFE * available or estimate.left_out else OK, told)
 
 
 def options_for_memory(cfg: Config, available: int) -> str:

@@ -29,7 +29,6 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
-from pycocotools import mask as rle
 from torch import nn
 from tqdm import tqdm
 
@@ -411,6 +410,8 @@ def _origin(item: Item) -> dict[str, Any]:
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """COCO's compressed run lengths of a mask ``(H, W)``, as JSON has them."""
+    from pycocotools import mask as rle  # which segmentation can do without
+
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {'size': list(encoded['size']), 'counts': encoded['counts'].decode()}
 

@@ -1,0 +1,216 @@
+"""Draw predictions: masks, boxes and labels of instances, or a label map with a legend, legible on any background."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+#: Pictures of images whose longer side is shorter are enlarged: labels would hide what they name.
+MIN_SIDE = 480
+
+_DARK = (20, 20, 20)
+_MASK_OPACITY = 0.4
+_MAP_OPACITY = 0.55
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What was found in an image of H by W pixels.
+
+    Attributes:
+        boxes: ``(N, 4)`` of x1, y1, x2, y2 in pixels.
+        labels: ``(N,)`` of class indices.
+        scores: ``(N,)`` from 0 to 1.
+        masks: ``(N, H, W)`` of bool, None for a detector without masks.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    masks: np.ndarray | None
+
+
+class Painter:
+    """Draws predictions of one set of classes.
+
+    Args:
+        classes: Their names, in the order of the labels.
+        palette: An RGB colour for each; colours far apart from each other if it is no list, or too short.
+    """
+
+    def __init__(self, classes: Sequence[str], palette: Sequence[Sequence[int]] | str | None = None) -> None:
+        self.classes = [str(name) for name in classes]
+        given = [] if palette is None or isinstance(palette, str) else [_color(entry) for entry in palette]
+        self._palette = given if len(given) >= len(self.classes) else []
+
+    def name(self, label: int) -> str:
+        """The name of a class, a made-up one where the names do not reach."""
+        return self.classes[label] if label < len(self.classes) else f'class {label}'
+
+    def color(self, label: int) -> Color:
+        """The RGB colour of a class."""
+        if label < len(self._palette):
+            return self._palette[label]
+        # Steps of the golden ratio put each hue far from those before it.
+        red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 0.95)
+        return round(255 * red), round(255 * green), round(255 * blue)
+
+    def draw_instances(self, image: np.ndarray, found: Instances) -> np.ndarray:
+        """Draw masks, boxes, and labels with scores.
+
+        Args:
+            image: ``(H, W, 3)`` of uint8, BGR.
+            found: In pixels of the image.
+
+        Returns:
+            ``(z H, z W, 3)`` of uint8, BGR, where z is 1 unless the image is small.
+        """
+        zoom = _zoom(image)
+        picture = _enlarge(image, zoom)
+        surest_last = np.argsort(found.scores, kind='stable')
+        if found.masks is not None:
+            for i in surest_last:
+                _draw_mask(picture, found.masks[i], zoom, self.color(int(found.labels[i])))
+        width = _line_width(picture)
+        boxes = np.round(found.boxes * zoom).astype(int)
+        for i in surest_last:
+            # A dark rim shows lines on a background of their own colour.
+            for shade, line in ((_DARK, width + 2), (self.color(int(found.labels[i]))[::-1], width)):
+                cv2.rectangle(picture, boxes[i, :2].tolist(), boxes[i, 2:].tolist(), shade, line)
+        return self._draw_labels(picture, boxes, found, surest_last[::-1])
+
+    def draw_label_map(self, image: np.ndarray, labels: np.ndarray, fixed_size: bool = False) -> np.ndarray:
+        """Blend an image with its label map, and put a legend of the classes in it on the right, the largest first.
+
+        Args:
+            image: ``(H, W, 3)`` of uint8, BGR.
+            labels: ``(H, W)`` of class indices.
+            fixed_size: Let the size not depend on what occurs, as a video needs it: rows that do not fit are left out.
+
+        Returns:
+            ``(h, w, 3)`` of uint8, BGR: the image, enlarged if it is small, and the legend.
+        """
+        zoom = _zoom(image)
+        picture = _enlarge(image, zoom)
+        large = np.repeat(np.repeat(labels, zoom, 0), zoom, 1).astype(np.uint16)
+        colors = np.array([self.color(i)[::-1] for i in range(int(labels.max()) + 1)], np.uint8)
+        picture = cv2.addWeighted(picture, 1 - _MAP_OPACITY, colors[large], _MAP_OPACITY, 0)
+        # Neighbours may have colours that are hard to tell apart.
+        picture[cv2.morphologyEx(large, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0] = _DARK
+        legend = self._legend(labels, picture.shape[0], _font_size(picture), fixed_size)
+        below = ((0, max(0, legend.shape[0] - picture.shape[0])), (0, 0), (0, 0))
+        return np.hstack([np.pad(picture, below, constant_values=255), legend])
+
+    def _draw_labels(
+        self, picture: np.ndarray, boxes: np.ndarray, found: Instances, surest_first: np.ndarray
+    ) -> np.ndarray:
+        canvas = Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        draw = ImageDraw.Draw(canvas)
+        font = _font(_font_size(picture))
+        margin = font.size // 4
+        placed: list[tuple[int, int, int, int]] = []
+        for i in surest_first:
+            label = int(found.labels[i])
+            text = f'{self.name(label)} {found.scores[i]:.2f}'
+            size = math.ceil(font.getlength(text)) + 2 * margin, sum(font.getmetrics()) + margin
+            x, y = _place(boxes[i], size, placed, canvas.size)
+            placed.append((x, y, x + size[0], y + size[1]))
+            draw.rectangle(placed[-1], fill=self.color(label), outline=_DARK)
+            draw.text((x + margin, y + margin // 2), text, font=font, fill=_readable_on(self.color(label)))
+        return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
+
+    def _legend(self, labels: np.ndarray, height: int, font_size: int, fixed_size: bool) -> np.ndarray:
+        """``(h, w, 3)`` of uint8, BGR; h is at least ``height``, and both depend on what occurs unless fixed."""
+        present, pixels = np.unique(labels, return_counts=True)
+        largest_first = np.argsort(-pixels, kind='stable')
+        font = _font(font_size)
+        row = round(1.5 * font_size)
+        rows = [(int(present[i]), pixels[i] / labels.size) for i in largest_first]
+        fitting = max(1, (height - row // 2) // row)
+        hidden = len(rows) - fitting + 1 if fixed_size and len(rows) > fitting else 0
+        rows = rows[: len(rows) - hidden]
+        names = [self.name(label) for label, _ in rows] + (self.classes if fixed_size else [])
+        width = math.ceil(max(font.getlength(f'{name} 100.0%') for name in names)) + 3 * font_size
+        canvas = Image.new('RGB', (width, max(height, row * (len(rows) + bool(hidden)) + row // 2)), 'white')
+        draw = ImageDraw.Draw(canvas)
+        for y, (label, share) in zip(count(row // 2, row), rows):
+            box = (font_size // 2, y, round(1.5 * font_size), y + font_size)
+            draw.rectangle(box, fill=self.color(label), outline=_DARK)
+            draw.text((2 * font_size, y - font_size // 8), f'{self.name(label)} {share:.1%}', font=font, fill=_DARK)
+        if hidden:
+            y = row // 2 + row * len(rows)
+            draw.text((2 * font_size, y - font_size // 8), f'{hidden} more', font=font, fill=_DARK)
+        return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
+
+
+def _draw_mask(picture: np.ndarray, mask: np.ndarray, zoom: int, color: Color) -> None:
+    """Blend one mask ``(H, W)`` into a picture in place, and draw its outline."""
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    if not w:
+        return
+    region = picture[y * zoom : (y + h) * zoom, x * zoom : (x + w) * zoom]
+    cut = mask[y : y + h, x : x + w].astype(np.uint8) * 255
+    inside = cv2.resize(cut, region.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 127
+    region[inside] = (1 - _MASK_OPACITY) * region[inside] + _MASK_OPACITY * np.array(color[::-1])
+    contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = _line_width(picture)
+    for shade, line in ((_DARK, width + 2), (color[::-1], width)):
+        cv2.drawContours(picture, contours, -1, shade, line, offset=(x * zoom, y * zoom))
+
+
+def _place(
+    box: np.ndarray, size: tuple[int, int], placed: Sequence[tuple[int, int, int, int]], canvas: tuple[int, int]
+) -> tuple[int, int]:
+    """Where a label goes, its left and top: above, within or below its box, and on no other label if that can be."""
+    width, height = size
+    x1, y1, _, y2 = box.tolist()
+    x = max(0, min(x1, canvas[0] - width))
+    tops = [y for y in (y1 - height, y1, y2 - height, y2) if 0 <= y <= canvas[1] - height] or [0]
+    beside = [(top, bottom) for left, top, right, bottom in placed if x < right and left < x + width]
+    free = [y for y in tops if not any(y < bottom and top < y + height for top, bottom in beside)]
+    return x, (free or tops)[0]
+
+
+def _zoom(image: np.ndarray) -> int:
+    return max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))
+
+
+def _enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
+    """A copy, ``zoom`` times as large."""
+    return image.copy() if zoom == 1 else cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+
+
+def _line_width(picture: np.ndarray) -> int:
+    return max(2, round(max(picture.shape[:2]) / 400))
+
+
+def _font_size(picture: np.ndarray) -> int:
+    return max(14, round(max(picture.shape[:2]) / 60))
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # OpenCV's fonts are ASCII alone.
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')), size)
+
+
+def _readable_on(color: Color) -> Color:
+    red, green, blue = color
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+def _color(entry: Sequence[int]) -> Color:
+    red, green, blue = (int(value) for value in entry)
+    return red, green, blue

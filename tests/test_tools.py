@@ -262,7 +262,7 @@ def test_the_demo_ends_with_pictures_and_an_ap(tmp_path: Path) -> None:
     with Image.open(out / 'predictions.png') as grid, Image.open(out / 'curves.png') as curves:
         assert grid.size == (4 * 496, 496)
         assert curves.width > 1000
-    assert len(list((out / 'predictions').glob('*.png'))) == 2
+    assert len(list((out / 'predictions/pictures').glob('*.jpg'))) == 2
 
 
 DIES_WHILE_WRITING = """

@@ -16,17 +16,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 from make_shapes import CLASSES, ShapesError, make_dataset
-from mmdet.apis import inference_detector
-from mmdet.registry import VISUALIZERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from cvt_dense import launch
 from cvt_dense.cli import UserError
 from cvt_dense.curves import last_metric, plot_curves, read_scalars
+from cvt_dense.prediction import Output, Predictor
+from cvt_dense.prediction.output import write_image
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'maskrcnn_cvttiny_fpn_shapes.py'
 SIZE = 160  # side of a scene in pixels
-ZOOM = 3  # the pictures are drawn larger than the scenes so that the labels can be read
 SCORE_THRESHOLD = 0.5
 COLUMNS = 4
 
@@ -58,27 +57,22 @@ def train(out: Path, data: Path, epochs: int | None) -> Runner:
 
 
 def draw_predictions(runner: Runner, images: list[Path], folder: Path) -> Path:
-    """Write a picture of each image's predictions, and one of all of them in a grid.
+    """Predict on images with what was trained: a picture of each, JSON files, and a picture of all of them in a grid.
 
     Returns:
         The path of the grid.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    model = runner.model.eval()
-    model.cfg = runner.cfg  # where inference_detector looks for the test pipeline
-    visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='demo'))
-    visualizer.dataset_meta = runner.val_dataloader.dataset.metainfo
+    predictor = Predictor(runner.cfg, find_latest_checkpoint(runner.work_dir), next(runner.model.parameters()).device)
+    output = Output(folder, predictor, SCORE_THRESHOLD)
     pictures = []
-    for path in images:
-        image = cv2.resize(cv2.imread(str(path)), None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
-        result = inference_detector(model, image)
-        out = folder / f'{path.stem}.png'
-        visualizer.add_datasample(
-            path.stem, image[..., ::-1], result, draw_gt=False, pred_score_thr=SCORE_THRESHOLD, out_file=str(out)
-        )
-        pictures.append(cv2.imread(str(out)))
+    for number, path in enumerate(images, 1):
+        item = predictor.load(path, number, path.stem)
+        name = f'pictures/{path.stem}.jpg'
+        pictures.append(output.add(item, *predictor.predict([item]), name))
+        write_image(folder / name, pictures[-1])
+    output.save()
     grid = folder.parent / 'predictions.png'
-    cv2.imwrite(str(grid), tile(pictures, COLUMNS))
+    write_image(grid, tile(pictures, COLUMNS))
     return grid
 
 

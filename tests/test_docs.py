@@ -1,11 +1,18 @@
-"""What the documentation shows is run: the ways into existing projects, on the toolkits' own configs."""
+"""What the documentation shows is held to the code: commands, blocks of Python, links, messages."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib.util
+import io
+import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
+import documents
 import mmdet.models  # noqa: F401  registers what its configs name
 import mmseg.models  # noqa: F401  likewise
 import pytest
@@ -13,6 +20,8 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+
+from cvt_dense import launch
 
 SNIPPETS = [
     (path, block)
@@ -53,3 +62,139 @@ def test_a_projects_config_takes_the_backbone(path: str, block: str, tmp_path: P
         else:
             assert model.decode_head(features).shape == (1, 150, 16, 24)
             assert model.auxiliary_head(features).shape == (1, 150, 4, 6)
+
+
+PYTHON_BLOCKS = [
+    pytest.param(path, block, id=f'{path.stem}-{number}')
+    for path in documents.PAGES
+    for number, block in enumerate(documents.blocks(path, 'python'))
+]
+SCRIPTS = [
+    pytest.param(script, id=f'{path.stem}-{number}')
+    for path in documents.PAGES
+    for number, script in enumerate(documents.scripts(path))
+]
+#: What stands for a file or folder of the reader's in the documentation.
+PLACEHOLDERS = {'CONFIG', 'configs/mine.py'}
+
+
+class Parsed(Exception):
+    """Carries the arguments that a tool's parser accepted."""
+
+
+def parse(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace | None:
+    """The arguments as a tool understands them, None if it only prints its help; the tool is not run.
+
+    Raises:
+        SystemExit: If the tool refuses them.
+    """
+    plain = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *args: Any) -> None:
+        raise Parsed(plain(self, *args))
+
+    spec = importlib.util.spec_from_file_location(f'documented_{Path(tool).stem}', ROOT / tool)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+    try:
+        module.main()
+    except Parsed as parsed:
+        return parsed.args[0]
+    except SystemExit as left:
+        if left.code == 0:
+            return None
+        raise
+    raise AssertionError(f'{tool} parsed no arguments')
+
+
+def check_tool(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """See whether a tool takes arguments, and whether the config that they name takes their overrides."""
+    given = parse(tool, arguments, monkeypatch)
+    configs = getattr(given, 'config', None) or getattr(given, 'configs', None) or []
+    for config in [configs] if isinstance(configs, str) else configs:
+        if config in PLACEHOLDERS:
+            config = 'configs/maskrcnn_cvt13_fpn_coco.py'
+        settings = {'work_dir': None, 'launcher': 'none', 'local_rank': 0, 'cfg_options': None, **vars(given)}
+        launch.load_config(argparse.Namespace(**{**settings, 'config': config}))
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_commands_are_ones_that_the_tools_take(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    targets = re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    for program, *arguments in documents.calls(script, tmp_path):
+        tools = [place for place, word in enumerate(arguments) if re.fullmatch(r'tools/\w+\.py', word)]
+        if tools and len(arguments) > tools[0] + 1:
+            check_tool(arguments[tools[0]], arguments[tools[0] + 1 :], monkeypatch)
+            monkeypatch.undo()
+            monkeypatch.chdir(ROOT)
+        elif tools:
+            assert (ROOT / arguments[tools[0]]).is_file()
+        elif program == 'make':
+            assert arguments[0] in targets
+        elif program == 'python' and arguments[:2] == ['-m', 'pytest']:
+            files = [word for word in arguments if word.startswith('tests/')]
+            assert all((ROOT / word).is_file() for word in files)
+        elif program == 'python':
+            raise AssertionError(f'nothing checks python {" ".join(arguments)}')
+        elif program in ('bash', 'cp'):
+            assert (ROOT / arguments[0]).is_file()
+
+
+@pytest.mark.parametrize('path', documents.PAGES, ids=lambda path: path.stem)
+def test_tools_and_options_in_the_text_exist(path: Path) -> None:
+    shared = (ROOT / 'cvt_dense/launch.py').read_text()
+    for tool, rest in re.findall(r'`(tools/\w+\.py)([^`]*)`', path.read_text()):
+        source = (ROOT / tool).read_text() + shared
+        assert all(f"'{option}'" in source for option in re.findall(r'--[\w-]+', rest)), (tool, rest)
+
+
+@pytest.mark.parametrize(('path', 'block'), PYTHON_BLOCKS)
+def test_python_blocks_run(path: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = compile(block, str(path), 'exec')
+    if 'apis import' in block or 'pretrained=True,' in block or 'pretrained=True)\nmaps' in block:
+        return  # tests/test_predict.py runs the former; the latter needs a network
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    images = [dict(id=number, file_name=f'{number}.png') for number in range(10)]
+    annotations = [dict(id=number, image_id=number) for number in range(10)]
+    Path('instances.json').write_text(json.dumps(dict(images=images, annotations=annotations, categories=[])))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    promised = re.findall(r'^print\(.*\n# (.+)$', block, re.MULTILINE)
+    assert printed.getvalue().splitlines() == promised
+
+
+def test_the_split_leaves_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = documents.blocks(ROOT / 'docs/finetuning.md', 'python')
+    monkeypatch.chdir(tmp_path)
+    images = [dict(id=number) for number in range(11)]
+    content = dict(images=images, annotations=[dict(image_id=number % 11) for number in range(30)], categories=[{}])
+    Path('instances.json').write_text(json.dumps(content))
+    exec(block, {})
+    parts = [json.loads(Path(f'{name}.json').read_text()) for name in ('train', 'val')]
+    assert [len(part['images']) for part in parts] == [9, 2]
+    assert sorted(image['id'] for part in parts for image in part['images']) == list(range(11))
+    assert sum(len(part['annotations']) for part in parts) == 30
+    for part in parts:
+        assert {a['image_id'] for a in part['annotations']} <= {image['id'] for image in part['images']}
+        assert part['categories'] == [{}]
+
+
+@pytest.mark.parametrize('path', documents.PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r'\]\(([^)\s]+)\)', path.read_text()):
+        if link.startswith('https://'):
+            continue
+        name, _, anchor = link.partition('#')
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r'^#+ (.+)$', target.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r'[^\w\- ]', '', heading).lower().replace(' ', '-') for heading in headings}, link

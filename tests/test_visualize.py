@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+import make_shapes
 import numpy as np
 import pytest
 import torch
@@ -270,3 +272,32 @@ def test_a_missing_package_is_named(package: str, option: str, photo: Path, monk
     monkeypatch.setattr(visualize, 'find_spec', lambda name: None if name == package else object())
     with pytest.raises(UserError, match=f'pip install {package}'):
         draw(monkeypatch, photo, option, 'cvt-13' if option == '--arch' else TINY)
+
+
+def test_what_the_documentation_shows_works(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / 'docs/inspection.md').read_text()
+    commands = [shlex.split(line) for line in re.findall(r'^python (tools/.+)$', text.replace('\\\n', ''), re.M)]
+    assert [tool for tool, *_ in commands] == ['tools/make_shapes.py', *['tools/visualize.py'] * 3]
+    monkeypatch.chdir(photo.parent)
+    (photo.parent / 'configs').symlink_to(ROOT / 'configs')
+    photo.rename('image.jpg')
+    published = weights(CvT('cvt-13', out_norm=False))
+    torch.save(published, 'CvT-13-384x384-IN-22k.pth')
+    monkeypatch.setenv('CVT_DENSE_CHECKPOINTS', str(photo.parent))
+    trained = Path(commands[3][commands[3].index('--checkpoint') + 1])
+    trained.parent.mkdir(parents=True)
+    torch.save({f'backbone.{key}': tensor for key, tensor in published.items()}, trained)
+    assert make_shapes.main(commands[0][1:]) == 0
+    for _, *arguments in commands[1:]:
+        capsys.readouterr()
+        draw(monkeypatch, *arguments)
+        printed = capsys.readouterr().out
+        source = 'cvt-tiny-shapes' if '--point' in arguments else arguments[arguments.index('--checkpoint') + 1]
+        assert re.match(rf'loaded \d+ tensors of the trunk from {source} ', printed)
+    assert len(list(Path('work_dirs/visualize').iterdir())) == 2 + 2 + 3  # those of image.jpg were written twice
+
+    (snippet,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    exec(snippet, {})
+    assert capsys.readouterr().out.strip() == re.findall(r'^# (.+)$', snippet, re.M)[-1]

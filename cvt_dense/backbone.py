@@ -119,6 +119,7 @@ class CvT(CvTTrunk, BaseModule):
             misreads any other layout without a word.
 
         Raises:
+            TypeError: If the input is no tensor.
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         maps, _ = super().forward(x)

@@ -114,9 +114,15 @@ def reset_parameters(model: nn.Module) -> None:
 def check_images(x: torch.Tensor, in_channels: int) -> None:
     """Refuse what CvT cannot take.
 
+    What it looks at is known without waiting for a GPU, so it does not look for NaN. A wrong device or precision is
+    left to torch to name: hooks that offload weights, and autocast, may mend it on the way.
+
     Raises:
+        TypeError: If ``x`` is no tensor.
         ValueError: If ``x`` is not ``(N, in_channels, H, W)``, holds no image, a too small one or other than floats.
     """
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f'CvT takes one tensor of (N, {in_channels}, H, W) images, got {type(x).__name__}')
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(f'CvT takes (N, {in_channels}, H, W) images, got shape {tuple(x.shape)}')
     if x.shape[0] == 0 or min(x.shape[2:]) < MIN_SIZE:
@@ -183,9 +189,11 @@ class CvTTrunk(nn.Module):
         Returns:
             The map of each stage, ``(N, C_i, H_i, W_i)`` with ``H_0 = (H + 1) // 4`` and
             ``H_i = (H_{i-1} + 1) // 2``, channels-last in memory; and the cls token ``(N, C)`` of the last stage,
-            None if that one was not built.
+            None if that one was not built. NaN or infinity in an image makes NaN of its maps, and leaves the maps of
+            other images alone unless BatchNorm normalises by the batch.
 
         Raises:
+            TypeError: If the input is no tensor.
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         check_images(x, self.in_channels)

@@ -1,0 +1,331 @@
+"""Draw what a CvT makes of images: the maps of its stages, and what a chosen point attends to in each block.
+
+Example:
+    python tools/visualize.py image.jpg --arch cvt-13 --checkpoint cvt-13-384x384-in22k --point 320 200
+    python tools/visualize.py image.jpg --config CONFIG --checkpoint work_dirs/NAME/epoch_12.pth --heads
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from cvt_dense import CvTTrunk, cli
+from cvt_dense.arch import ARCHS
+from cvt_dense.checkpoints import LoadReport, load_pretrained
+from cvt_dense.checkpoints.files import reason
+from cvt_dense.cli import UserError
+from cvt_dense.inspection import (
+    AttentionRow,
+    StageView,
+    effective_rank,
+    inspect_stages,
+    principal_components,
+    to_pixels,
+)
+from cvt_dense.trunk import MIN_SIZE
+
+if find_spec('matplotlib'):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL = 2.3  # width of a panel, in inches
+DPI = 110
+COLUMNS = 5
+#: Times the mean weight that are drawn brightest, unless a weight is larger: even weights are to look like that.
+BRIGHT = 4
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trunk, in eval mode, and what to know about it.
+
+    Attributes:
+        trunk: The network.
+        mean: Of its images, per channel in 0 … 255.
+        std: Likewise.
+        takes_rgb: Whether its images are RGB and not BGR.
+        report: What was loaded; None if the weights are random.
+    """
+
+    trunk: CvTTrunk
+    mean: Sequence[float]
+    std: Sequence[float]
+    takes_rgb: bool
+    report: LoadReport | None
+
+    def prepare(self, pixels: Pixels) -> Tensor:
+        """Bring an ``(H, W, 3)`` RGB image to the ``(1, 3, H, W)`` that the trunk takes."""
+        image = torch.from_numpy(pixels if self.takes_rgb else pixels[..., ::-1].copy())
+        return ((image - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1)[None]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument('--arch', help=f'variant: {", ".join(ARCHS)}')
+    network.add_argument('--config', help='config whose backbone is looked into')
+    parser.add_argument(
+        '--checkpoint',
+        help='whatever init_cfg takes, a trained detector too (default: what the config starts from; '
+        'with --arch none, and random weights)',
+    )
+    parser.add_argument(
+        '--point', nargs=2, type=int, metavar=('X', 'Y'), help='pixel whose attention is drawn (default: the centre)'
+    )
+    parser.add_argument('--heads', action='store_true', help='also draw each head by itself')
+    parser.add_argument('--size', type=int, default=640, help='longer side that images are reduced to (default: 640)')
+    parser.add_argument('--out', default='work_dirs/visualize', help='folder to write to (default: %(default)s)')
+    return parser.parse_args()
+
+
+def build_network(arch: str | None, config: str | None, checkpoint: str | None) -> Network:
+    """The network that the arguments name, with the weights that they name.
+
+    Raises:
+        UserError: If the variant is unknown, or the config is none of a CvT on pictures of three channels.
+        CheckpointError: If the weights cannot be had or do not fit.
+    """
+    torch.manual_seed(0)
+    mean, std = ([255 * value for value in values] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    takes_rgb, prefix = True, None
+    if config:
+        trunk, preprocessor, start, prefix = _read_config(config)
+        mean, std = preprocessor.get('mean') or [0.0] * 3, preprocessor.get('std') or [1.0] * 3
+        takes_rgb = bool(preprocessor.get('bgr_to_rgb') or preprocessor.get('rgb_to_bgr'))  # mmengine swaps for either
+        checkpoint, prefix = (checkpoint, None) if checkpoint else (start, prefix)
+    elif arch in ARCHS:
+        trunk = CvTTrunk(arch)
+    else:
+        raise UserError(f'unknown arch {arch!r}; choose one of {", ".join(ARCHS)}')
+    report = None
+    if checkpoint:
+        with cli.mmengine_types():
+            report = load_pretrained(trunk, checkpoint, prefix)
+    return Network(trunk.eval(), mean, std, takes_rgb, report)
+
+
+def _read_config(path: str) -> tuple[CvTTrunk, Mapping[str, Any], str | None, str | None]:
+    """A config's backbone, the settings of its preprocessor, and the checkpoint and prefix that it starts from."""
+    if not find_spec('mmengine'):
+        raise UserError('--config needs mmengine: pip install mmengine, or its maintained fork onedl-mmengine')
+    from cvt_dense import CvT, launch
+
+    args = argparse.Namespace(config=path, cfg_options=None, work_dir=None, launcher='none', local_rank=0)
+    cfg = launch.load_config(args)
+    settings = dict(cfg.model.get('backbone') or {})
+    kind = settings.pop('type', None)
+    if kind != 'CvT':
+        raise UserError(f'config {path} has a backbone of type {kind}, and this tool looks into CvT')
+    try:
+        trunk = CvT(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f'the backbone of config {path} cannot be built: {reason(error)}') from error
+    if trunk.in_channels != 3:
+        raise UserError(f'the backbone of config {path} takes {trunk.in_channels} channels, and pictures have 3')
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    if cfg.get('load_from'):
+        return trunk, preprocessor, cfg.load_from, None
+    init_cfgs = settings.get('init_cfg') or []
+    init_cfgs = [init_cfgs] if isinstance(init_cfgs, Mapping) else init_cfgs
+    start = next((entry for entry in init_cfgs if entry.get('type') == 'Pretrained'), {})
+    return trunk, preprocessor, start.get('checkpoint'), start.get('prefix')
+
+
+def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> tuple[Pixels, tuple[int, int]]:
+    """Read an image, and reduce it if it is large.
+
+    Args:
+        path: The file.
+        point: Column and row of a pixel of the file's image; None for its centre.
+        longer_side: The most pixels that a side may have.
+
+    Returns:
+        ``(H, W, 3)``, RGB; and the point in it.
+
+    Raises:
+        UserError: If the file is no image or too small a one, or the point lies outside.
+    """
+    try:
+        image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's for broken files
+        raise UserError(f'image {path} cannot be read: {reason(error)}') from error
+    full = image.size
+    x, y = point or (full[0] // 2, full[1] // 2)
+    if not (0 <= x < full[0] and 0 <= y < full[1]):
+        raise UserError(f'--point {x} {y} lies outside of image {path}, which has {full[0]}x{full[1]} pixels')
+    image.thumbnail((longer_side, longer_side), Image.Resampling.BICUBIC)
+    if min(image.size) < MIN_SIZE:
+        reduced = '' if image.size == full else f' once it is reduced to {image.width}x{image.height}'
+        raise UserError(f'image {path} of {full[0]}x{full[1]} pixels is smaller than {MIN_SIZE}x{MIN_SIZE}{reduced}')
+    column, row = (int((place + 0.5) * now / before) for place, now, before in zip((x, y), image.size, full))
+    return np.array(image), (column, row)
+
+
+def draw_features(pixels: Pixels, point: tuple[int, int], views: Sequence[StageView], title: str) -> Figure:
+    """Each stage's map: its first three principal components as red, green and blue, and its tokens' norms."""
+    figure = _figure(2, 1 + len(views), pixels, title)
+    axes = figure.subplots(2, 1 + len(views))
+    _show(axes[0, 0], pixels, f'image, {pixels.shape[1]}×{pixels.shape[0]}')
+    _mark(axes[0, 0], point)
+    axes[1, 0].set_axis_off()
+    for stage, (column, view) in enumerate(zip(axes.T[1:], views)):
+        channels, height, width = view.features.shape
+        components = to_pixels(principal_components(view.features), view.stride, pixels.shape[:2])
+        _show(column[0], components.permute(1, 2, 0).numpy(), f'stage {stage}: {channels} × {height}×{width}')
+        norm = view.features.norm(dim=0)
+        spread = to_pixels(norm, view.stride, pixels.shape[:2])
+        _show(column[1], spread.numpy(), f'norm {norm.min():.3g} to {norm.max():.3g}', cmap='viridis')
+    return figure
+
+
+def draw_attention(pixels: Pixels, point: tuple[int, int], views: Sequence[StageView], title: str) -> Figure:
+    """What the query attends to in each block, the mean over its heads."""
+    panels = [
+        (f'stage {stage}, block {block}', row.weights.mean(0), row.cls_weights.mean(), row.stride)
+        for stage, view in enumerate(views)
+        for block, row in enumerate(view.attention)
+    ]
+    rows = -(-(1 + len(panels)) // COLUMNS)
+    figure = _figure(rows, COLUMNS, pixels, title)
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    _show(axes[0], pixels, 'image and query')
+    _mark(axes[0], point)
+    for panel in axes[1 + len(panels) :]:
+        panel.set_axis_off()
+    for panel, (name, weights, cls_weight, stride) in zip(axes[1:], panels):
+        _show_weights(panel, pixels, point, name, weights, cls_weight, stride)
+    return figure
+
+
+def draw_heads(pixels: Pixels, point: tuple[int, int], rows: Sequence[AttentionRow], stage: int, title: str) -> Figure:
+    """What the query attends to in one stage: a row for each block, a column for each head."""
+    heads = len(rows[0].weights)
+    figure = _figure(len(rows), heads, pixels, f'{title}, stage {stage}')
+    axes = figure.subplots(len(rows), heads, squeeze=False)
+    for block, row in enumerate(rows):
+        for head in range(heads):
+            name = f'block {block}, head {head}'
+            weights, cls_weight = row.weights[head], row.cls_weights[head]
+            _show_weights(axes[block, head], pixels, point, name, weights, cls_weight, row.stride)
+    return figure
+
+
+def _figure(rows: int, columns: int, pixels: Pixels, title: str) -> Figure:
+    height = PANEL * pixels.shape[0] / pixels.shape[1] + 0.2
+    figure = Figure(figsize=(PANEL * columns, height * rows + 0.3), dpi=DPI, layout='constrained')
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _show(axes: Axes, picture: NDArray[Any], title: str, **settings: Any) -> None:
+    axes.imshow(picture, interpolation='nearest', **settings)
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()
+
+
+def _show_weights(
+    axes: Axes, pixels: Pixels, point: tuple[int, int], name: str, weights: Tensor, cls_weight: Tensor, stride: int
+) -> None:
+    """Lay weights over the image in grey; the title has the largest one, as a multiple of the mean of those seen."""
+    relative = weights * (weights > 0).sum() / weights.sum()
+    largest = float(relative.max())
+    heat = to_pixels(relative / max(largest, BRIGHT), stride, pixels.shape[:2]).numpy()
+    colour = matplotlib.colormaps['inferno'](heat)[..., :3]
+    grey = 0.75 * pixels.mean(axis=2, keepdims=True) / 255
+    opacity = 0.85 * heat[..., None] ** 0.5
+    cls = f', cls {100 * cls_weight:.2g} %' if cls_weight > 0 else ''
+    _show(axes, (1 - opacity) * grey + opacity * colour, f'{name}: {largest:.2g}×{cls}')
+    _mark(axes, point)
+
+
+def _mark(axes: Axes, point: tuple[int, int]) -> None:
+    axes.plot(*point, 'o', markersize=5, markerfacecolor='none', markeredgecolor='black', markeredgewidth=2.4)
+    axes.plot(*point, 'o', markersize=5, markerfacecolor='none', markeredgecolor='cyan', markeredgewidth=1.2)
+
+
+def table(views: Sequence[StageView], untrained: Sequence[StageView] | None) -> str:
+    """What the maps and the rows are like, and in brackets what they are like with random weights."""
+    lines = [f'{"stage":<7}{"RMS":<18}{"effective rank":<26}{"keys attended to":<30}']
+    for stage, view in enumerate(views):
+        channels = len(view.features)
+        keys = max(int((row.weights[0] > 0).sum() + (row.cls_weights[0] > 0)) for row in view.attention)
+        both = [view] if untrained is None else [view, untrained[stage]]
+        rms = [f'{float(v.features.square().mean().sqrt()):.3g}' for v in both]
+        rank = [f'{effective_rank(v.features):.3g}' for v in both]
+        attended = [f'{float(torch.cat([row.keys_attended_to() for row in v.attention]).mean()):.4g}' for v in both]
+        cells = [f'{now[0]} ({now[1]})' if untrained else now[0] for now in (rms, rank, attended)]
+        lines.append(
+            f'{stage:<7}{cells[0]:<18}{cells[1] + f" of {channels}":<26}{cells[2] + f" of {keys}":<30}'.rstrip()
+        )
+    return '\n'.join(lines)
+
+
+def random_twin(trunk: CvTTrunk) -> CvTTrunk:
+    """The same network with random weights."""
+    twin = copy.deepcopy(trunk)
+    twin.reset_parameters()
+    return twin
+
+
+def main() -> None:
+    args = parse_args()
+    if not find_spec('matplotlib'):
+        raise UserError('drawing needs matplotlib: pip install matplotlib')
+    if args.size < MIN_SIZE:
+        raise UserError(f'--size must be at least {MIN_SIZE}, got {args.size}')
+    paths = [Path(path) for path in args.images]
+    double = next((path for path in paths if [p.stem for p in paths].count(path.stem) > 1), None)
+    if double:
+        raise UserError(f'two images are named {double.stem}, and their pictures would be too')
+    images = [read_image(path, args.point, args.size) for path in paths]
+    network = build_network(args.arch, args.config, args.checkpoint)
+    twin = None
+    if network.report is None:
+        print('RANDOM WEIGHTS: no --checkpoint was given, so these pictures show no training', file=sys.stderr)
+    else:
+        print(f'{network.report}\nin brackets: the same network with random weights')
+        twin = random_twin(network.trunk)
+    source = Path(network.report.checkpoint).name if network.report else 'RANDOM WEIGHTS'
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for path, (pixels, point) in zip(paths, images):
+        image = network.prepare(pixels)
+        views = inspect_stages(network.trunk.stages, image, point)
+        title = f'{path.name}, {source}'
+        figures = {
+            'features': draw_features(pixels, point, views, title),
+            'attention': draw_attention(pixels, point, views, title),
+        }
+        if args.heads:
+            figures |= {
+                f'heads{stage}': draw_heads(pixels, point, view.attention, stage, title)
+                for stage, view in enumerate(views)
+            }
+        for name, figure in figures.items():
+            figure.savefig(out / f'{path.stem}_{name}.png')
+        height, width = pixels.shape[:2]
+        print(f'\n{out / path.stem}_*.png: {", ".join(figures)}')
+        print(f'{width}x{height} pixels, query at {point[0]} {point[1]}')
+        print(table(views, twin and inspect_stages(twin.stages, image, point)))
+
+
+if __name__ == '__main__':
+    cli.run(main)

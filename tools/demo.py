@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 
 from cvt_dense import launch
 from cvt_dense.cli import UserError
-from cvt_dense.curves import last_metric, plot_curves, read_scalars
+from cvt_dense.curves import last_metric, read_history
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'maskrcnn_cvttiny_fpn_shapes.py'
 SIZE = 160  # side of a scene in pixels
@@ -104,8 +104,7 @@ def main() -> None:
     print('demo 2/3: training and evaluation', flush=True)
     runner = train(out, data, args.epochs)
     print(f'demo 3/3: pictures in {out}', flush=True)
-    scalars = read_scalars(runner.work_dir, runner.timestamp)
-    plot_curves(scalars, out / 'curves.png')
+    scalars = read_history(out)
     images = sorted((data / 'images' / 'validation').iterdir())[: args.pictures]
     grid = draw_predictions(runner, images, out / 'predictions')
     print(

@@ -23,7 +23,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import LocalVisBackend
 
-_SIDES = 512, 1024  # pixels: smaller images are enlarged so that labels can be read, larger ones shrunk
+_SIDES = 512, 800  # pixels: smaller images are enlarged so that labels can be read, larger ones shrunk
 
 
 @HOOKS.register_module()

@@ -92,10 +92,11 @@ class SamplesHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Choose the images: by their place in the order of evaluation."""
-        total = len(runner.val_dataloader.sampler)
-        due = is_main_process() and self._is_due(runner)
-        self._wanted = {i * total // self.count for i in range(self.count)} if due else set()
-        self._seen = 0
+        self._wanted, self._seen = set(), 0
+        with _warning_of_failure('samples', runner.logger):
+            if is_main_process() and self._is_due(runner):
+                total = len(runner.val_dataloader.sampler)
+                self._wanted = {i * total // self.count for i in range(self.count)}
 
     def _is_due(self, runner: Runner) -> bool:
         if not self.interval or not runner.iter:
@@ -109,7 +110,7 @@ class SamplesHook(Hook):
         """Draw those of a batch's images that are wanted."""
         for place, sample in enumerate(outputs, start=self._seen):
             if place in self._wanted:
-                with _warning_of_failure(f'sample {sample.img_path}', runner.logger):
+                with _warning_of_failure('a sample', runner.logger):
                     _draw_sample(runner, sample)
         self._seen += len(outputs)
 

@@ -55,13 +55,11 @@ class CurvesHook(Hook):
 
         self._draw = atexit.register(draw)
 
-    @master_only
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Draw what there is so far."""
         if self._draw:
             self._draw()
 
-    @master_only
     def after_train(self, runner: Runner) -> None:
         """Draw the whole run."""
         if self._draw:

@@ -155,6 +155,7 @@ def test_prediction_and_truth_are_written_side_by_side_and_to_tensorboard(
     assert (truth != prediction).any()
     assert all((half != 128).any() for half in (truth, prediction))
     assert [path.name[:6] for path in (tmp_path / 'vis_data').rglob('*') if path.is_file()] == ['events']
+    assert not list(tmp_path.rglob('vis_image')), 'the local backend would write them once more'
 
 
 @pytest.mark.parametrize(

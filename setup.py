@@ -75,7 +75,8 @@ OPENMMLAB = [
     'setuptools<81',
 ]
 DEMO = ['scikit-image', 'matplotlib']
-TESTS = ['pytest', 'hypothesis', 'transformers']
+TENSORBOARD = ['tensorboard']
+TESTS = ['pytest', 'hypothesis', 'transformers', *TENSORBOARD]
 
 # What a build leaves in the checkout goes again: a stale build/ would get into the next wheel.
 BUILT_HERE = {'bdist_wheel', 'sdist', 'dist_info', 'egg_info', 'editable_wheel'} & set(sys.argv)
@@ -119,6 +120,7 @@ try:
             'onedl': ONEDL,
             'openmmlab': OPENMMLAB,
             'demo': DEMO,
+            'tensorboard': TENSORBOARD,
             'tests': TESTS,
             'dev': [*TESTS, 'ruff', *DEMO],
         },

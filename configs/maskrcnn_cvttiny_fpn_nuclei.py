@@ -1,5 +1,5 @@
-# Fine-tuning on data of one's own, worked out on a small model: cell nuclei of the Data Science Bowl 2018, one class, up
-# to 101 nuclei an image, half of them smaller than 123 pixels in area. docs/finetuning.md says why each line is there.
+# Fine-tuning on data of one's own, worked out on a small model: cell nuclei of the Data Science Bowl 2018, one class,
+# up to 101 nuclei an image, half of them below 123 pixels in area. docs/finetuning.md says why each line is there.
 _base_ = 'maskrcnn_cvttiny_fpn_shapes.py'
 
 data_root = '{{$NUCLEI_ROOT:data/nuclei}}'

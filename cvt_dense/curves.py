@@ -1,30 +1,62 @@
-"""Curves of a training run, from the scalars that mmengine's LocalVisBackend writes."""
+"""Curves of training, from the scalars that mmengine's LocalVisBackend writes into the work directory."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-#: Metrics that are drawn where a run has them, in the units that the toolkits log (AP in 0..1, mIoU in percent).
-METRICS = ('coco/segm_mAP', 'coco/bbox_mAP', 'mIoU')
+Scalars = list[dict[str, Any]]
+
+# Evaluation also logs times, each class by itself, and AP by IoU and by size: too many for one plot.
+_NOT_DRAWN = re.compile(r'time$|_precision$|^step$|^iter$|mAP_(\d+|s|m|l)$|AR_[sml]@')
+_AUXILIARY = re.compile(r'(^|\.)d\d+\.')  # losses of a DETR's inner decoder layers repeat those of the last one
+_STYLE = {'axes.grid': True, 'grid.alpha': 0.3, 'axes.spines.top': False, 'axes.spines.right': False}
+_SMOOTH_FROM = 100  # points, of which a fiftieth each is averaged
 
 
-def read_scalars(work_dir: str | Path, timestamp: str) -> list[dict[str, Any]]:
-    """Read what a run logged: one dict per logging step, in the order of writing.
+def read_history(work_dir: str | Path) -> Scalars:
+    """Read what was logged in a work directory, over all runs that were resumed one from another.
+
+    What an interrupted run logged after the checkpoint that the next one went on from counts for nothing; nor does
+    what was logged before a run that started afresh.
 
     Args:
-        work_dir: Work directory of the run.
-        timestamp: Name of the run's own folder below it (``Runner.timestamp``).
+        work_dir: Work directory of the run; there may be nothing in it yet.
+
+    Returns:
+        One dict per logging step and evaluation, in order, each with the number of training iterations as ``'iter'``.
     """
-    path = Path(work_dir) / timestamp / 'vis_data' / 'scalars.json'
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    history: Scalars = []
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):  # folders are named after the time
+        run = _read(path)
+        first = next((entry['iter'] for entry in run if 'iter' in entry), None)
+        if first is not None:
+            history = [entry for entry in history if entry['iter'] < first]
+        iteration = history[-1]['iter'] if history else 0
+        for entry in run:
+            iteration = entry.setdefault('iter', iteration)  # an evaluation follows the step that it evaluates
+        history += run
+    return history
 
 
-def last_metric(scalars: list[dict[str, Any]], name: str) -> float:
+def _read(path: Path) -> Scalars:
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:  # a run that is killed leaves half a line
+            continue
+    return entries
+
+
+def last_metric(scalars: Scalars, name: str) -> float:
     """The value that a metric had at the last evaluation.
 
     Raises:
@@ -36,39 +68,65 @@ def last_metric(scalars: list[dict[str, Any]], name: str) -> float:
     return values[-1]
 
 
-def plot_curves(scalars: list[dict[str, Any]], out: str | Path) -> None:
-    """Draw the losses (left) and the evaluation metrics (right) over iterations into a PNG.
+def plot_curves(scalars: Scalars, out: str | Path) -> None:
+    """Draw losses, learning rate and evaluation metrics over iterations into a PNG.
 
     Args:
-        scalars: As :func:`read_scalars` returns them.
+        scalars: As :func:`read_history` returns them.
         out: The PNG to write.
     """
-    losses = [entry for entry in scalars if 'loss' in entry]
-    names = sorted({name for entry in losses for name in entry if 'loss' in name})
-    with matplotlib.rc_context({'axes.grid': True, 'grid.alpha': 0.3, 'axes.spines.top': False}):
-        figure = Figure(figsize=(11, 4), layout='constrained')
-        loss_axes, metric_axes = figure.subplots(1, 2)
-        for name in names:
-            points = [(entry.get('iter', entry['step']), entry[name]) for entry in losses if name in entry]
-            loss_axes.plot(*zip(*points), label=name, linewidth=2 if name == 'loss' else 1)
-        loss_axes.set(xlabel='iteration', ylabel='loss', title='training losses')
-        loss_axes.legend(fontsize='small')
-        for name in METRICS:
-            points = _metric_points(scalars, name)
-            if points:
-                metric_axes.plot(*zip(*points), marker='o', label=name)
-        metric_axes.set(xlabel='iteration', title='evaluation')
-        metric_axes.set_ylim(bottom=0)
-        if metric_axes.lines:
-            metric_axes.legend(fontsize='small')
+    steps = [entry for entry in scalars if 'loss' in entry]
+    evaluations = [entry for entry in scalars if 'loss' not in entry]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(13, 4.5), layout='constrained')
+        axes = figure.subplot_mosaic([['loss', 'metric'], ['lr', 'metric']], height_ratios=[4, 1])
+        _plot_losses(axes['loss'], steps)
+        axes['lr'].sharex(axes['loss'])
+        axes['lr'].plot(*_points(steps, 'lr'), color='gray')
+        axes['lr'].set(xlabel='iteration', ylabel='rate')
+        axes['lr'].ticklabel_format(axis='y', scilimits=(0, 0))
+        _plot_metrics(axes['metric'], evaluations)
         figure.savefig(out, dpi=110)
 
 
-def _metric_points(scalars: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    """A metric over the iteration at which it was taken: that of the training step logged last before it."""
-    points, iteration = [], 0
-    for entry in scalars:
-        iteration = entry.get('iter', iteration)
-        if name in entry:
-            points.append((iteration, entry[name]))
-    return points
+def _plot_losses(axes: Axes, steps: Scalars) -> None:
+    names = {name for entry in steps for name in entry if 'loss' in name and not _AUXILIARY.search(name)}
+    marker = '.' if len(steps) < 10 else None  # one point is no line
+    for number, name in enumerate(sorted(names, key=lambda name: (name != 'loss', name))):
+        iterations, values = _points(steps, name)
+        line = dict(color=f'C{number}', linestyle='-' if number < 10 else '--') if number else dict(color='black')
+        if len(values) >= _SMOOTH_FROM:
+            axes.plot(iterations, values, alpha=0.2, linewidth=1, **line)
+            values = _smoothed(values, len(values) // 50)
+        axes.plot(iterations, values, label=name, linewidth=1.5 if number else 2.5, marker=marker, **line)
+    axes.set(title='training losses', yscale='log')  # parts of a loss differ by orders of magnitude
+    axes.tick_params(labelbottom=False)
+    _add_legend(axes)
+
+
+def _plot_metrics(axes: Axes, evaluations: Scalars) -> None:
+    for name in sorted({name for entry in evaluations for name in entry if not _NOT_DRAWN.search(name)}):
+        iterations, values = _points(evaluations, name)
+        axes.plot(iterations, values, marker='o', label=f'{name}: {values[-1]:.4g}')
+    axes.set(xlabel='iteration', title='evaluation')
+    axes.set_ylim(bottom=0)
+    _add_legend(axes)
+
+
+def _points(scalars: Scalars, name: str) -> tuple[list[int], list[float]]:
+    """The iterations at which something was logged, and its values."""
+    found = [(entry['iter'], entry[name]) for entry in scalars if name in entry]
+    return [iteration for iteration, _ in found], [value for _, value in found]
+
+
+def _smoothed(values: list[float], reach: int) -> np.ndarray:
+    """Means over neighbours up to ``reach`` away, fewer at both ends."""
+    window = np.ones(2 * reach + 1)
+    return np.convolve(values, window, 'same') / np.convolve(np.ones(len(values)), window, 'same')
+
+
+def _add_legend(axes: Axes) -> None:
+    """Add a legend beside the curves, where it hides none however many there are."""
+    if axes.lines:
+        axes.locator_params(axis='x', nbins=6)
+        axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize='small', frameon=False)

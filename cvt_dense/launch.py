@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -230,6 +231,22 @@ def enable_amp(cfg: Config) -> None:
     else:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='Float32OperatorsHook')]
+
+
+def log_to_tensorboard(cfg: Config) -> None:
+    """Let a run write its scalars and pictures for TensorBoard too, and say where.
+
+    Raises:
+        UserError: If tensorboard is not installed.
+    """
+    if find_spec('tensorboard') is None:
+        raise UserError('--tensorboard needs a package that is not installed: pip install tensorboard')
+    default = ConfigDict(type='Visualizer', vis_backends=[ConfigDict(type='LocalVisBackend')])
+    visualizer = cfg.setdefault('visualizer', default)
+    backends = list(visualizer.get('vis_backends') or [])
+    if not any(backend['type'] == 'TensorboardVisBackend' for backend in backends):
+        visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
+    print(f'events go to {cfg.work_dir}/*/vis_data: tensorboard --logdir {cfg.work_dir}', file=sys.stderr)
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:

@@ -10,7 +10,22 @@ from conftest import ROOT
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 #: The programs that the documentation calls. Stubs write down what they are called with, one call a record.
-PROGRAMS = ('python', 'torchrun', 'srun', 'make', 'bash', 'pip', 'apt-get', 'git', 'cd', 'cp', 'tar', 'sed', 'source')
+PROGRAMS = (
+    'python',
+    'torchrun',
+    'srun',
+    'make',
+    'bash',
+    'pip',
+    'tensorboard',
+    'apt-get',
+    'git',
+    'cd',
+    'cp',
+    'tar',
+    'sed',
+    'source',
+)
 STUBS = ''.join(f'{name}() {{ printf "%s\\x1f" {name} "$@"; printf "\\x1e"; }} >> calls\n' for name in PROGRAMS)
 
 

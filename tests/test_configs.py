@@ -226,6 +226,17 @@ def test_norms_biases_and_the_cls_token_are_not_decayed(name: str) -> None:
         assert decay[id(p)] == (0.0 if exempt else cfg.optim_wrapper.optimizer.weight_decay), parameter_name
 
 
+@pytest.mark.parametrize('name', [*ALL_DETECTION, *ALL_SEGMENTATION])
+def test_every_run_can_be_watched(name: str) -> None:
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    hooks = cfg.default_hooks
+    assert (hooks.curves.type, hooks.samples.type) == ('CurvesHook', 'SamplesHook')
+    assert hooks.checkpoint.save_best == ('coco/bbox_mAP' if cfg.default_scope == 'mmdet' else 'mIoU')
+    if cfg.default_scope == 'mmdet':
+        assert cfg.val_evaluator.classwise
+        assert cfg.test_evaluator.classwise
+
+
 def test_data_roots_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     roots = [
         ('COCO_ROOT', DETECTION[0], 'data/coco'),

@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, DefaultScope
 
 from cvt_dense import launch
 
@@ -29,6 +29,28 @@ SNIPPETS = [
     for block in re.findall(r'```python\n(.*?)```', (ROOT / path).read_text(), re.DOTALL)
     if 'custom_imports' in block
 ]
+
+
+def section(path: str, title: str) -> str:
+    """What a page has below a heading of the second level."""
+    return (ROOT / path).read_text().partition(f'\n## {title}\n')[2].partition('\n## ')[0]
+
+
+def test_what_watching_a_run_can_be_set_to_is_there_to_be_set() -> None:
+    text = section('docs/training.md', 'Watching a run')
+    settings = dict(re.findall(r'^\| `([\w.]+)=(\S+)` \|', text, re.MULTILINE))
+    assert len(settings) == 4
+    cfg = Config.fromfile(ROOT / 'configs' / 'maskrcnn_cvt13_fpn_coco.py')
+    for key, value in settings.items():
+        node = cfg
+        for part in key.split('.')[:-1]:
+            node = node[part]
+        if 'samples' not in key:
+            assert key.split('.')[-1] in node, f'{key}={value}'
+    samples = {key.split('.')[-1]: int(value) for key, value in settings.items() if 'samples' in key}
+    HOOKS.build(cfg.default_hooks.samples | samples)
+    (block,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    assert len([HOOKS.build(hook) for hook in Config.fromstring(block, '.py').custom_hooks]) == 2
 
 
 def configs(package: str) -> Path:

@@ -487,6 +487,24 @@ def test_without_a_batch_size_the_rate_cannot_be_scaled(settings: dict[str, Any]
         launch.enable_auto_scale_lr(Config(settings))
 
 
+@pytest.mark.parametrize('settings', [dict(), dict(visualizer=dict(type='Visualizer'))])
+def test_tensorboard_is_logged_to_beside_what_is_logged_to_anyway(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = Config(dict(work_dir='runs/a', **settings))
+    for _ in range(2):  # the second time it is there already
+        launch.log_to_tensorboard(cfg)
+    before = ['LocalVisBackend'] if not settings else []
+    assert [backend.type for backend in cfg.visualizer.vis_backends] == [*before, 'TensorboardVisBackend']
+    assert 'tensorboard --logdir runs/a' in capsys.readouterr().err
+
+
+def test_without_tensorboard_its_flag_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r'pip install tensorboard$'):
+        launch.log_to_tensorboard(Config(dict(work_dir='runs/a')))
+
+
 def evaluation(scope: str, evaluator: Any) -> Config:
     hooks = dict(visualization=dict(type='VisualizationHook'))
     visualizer = dict(type='LocalVisualizer')

@@ -18,8 +18,10 @@ import torch
 from conftest import ROOT
 from golden import weights
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cvt_dense import CvT, CvTTrunk
+from cvt_dense.curves import read_history
 
 MASK_RCNN, UPERNET = 'configs/maskrcnn_cvt13_fpn_coco.py', 'configs/upernet_cvt13_ade20k.py'
 # What makes a step short on a CPU: few small images and few proposals.
@@ -104,6 +106,18 @@ def kill_after_first_checkpoint(work_dir: Path, checkpoint: str, arguments: list
     assert (work_dir / checkpoint).exists()
 
 
+def assert_watched(work_dir: Path, step: str, names: list[str], iterations: int) -> None:
+    """A run that was resumed left curves of all iterations, pictures of these images, and both in TensorBoard."""
+    steps = [entry['iter'] for entry in read_history(work_dir) if 'loss' in entry]
+    assert steps == list(range(1, iterations + 1))
+    with Image.open(work_dir / 'curves.png') as curves:
+        assert curves.width > 1000
+    assert sorted(path.stem for path in (work_dir / 'samples' / step).iterdir()) == names
+    events = EventAccumulator(str(max(work_dir.glob('2*')) / 'vis_data')).Reload().Tags()
+    assert {f'samples/{name}' for name in names} == set(events['images'])
+    assert 'loss' in events['scalars']
+
+
 @pytest.fixture(scope='module')
 def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file in the authors' format with weights of cvt-13."""
@@ -160,7 +174,8 @@ def test_a_detector_trains_is_killed_resumes_and_is_tested(data: Path, official:
     env = {'COCO_ROOT': str(data / 'coco_mini')}
     work_dir = tmp_path / 'run'
     options = [*SMALL_DETECTION, f'model.backbone.init_cfg.checkpoint={official}', 'train_cfg.max_epochs=2']
-    arguments = [MASK_RCNN, '--work-dir', str(work_dir), '--cfg-options', *options]
+    options += ['default_hooks.samples.interval=1']
+    arguments = [MASK_RCNN, '--work-dir', str(work_dir), '--tensorboard', '--cfg-options', *options]
     kill_after_first_checkpoint(work_dir, 'epoch_1.pth', arguments, env)
     assert 'loaded 455 tensors of the trunk' in work_dir.with_suffix('.log').read_text()
 
@@ -173,6 +188,10 @@ def test_a_detector_trains_is_killed_resumes_and_is_tested(data: Path, official:
     assert 'Epoch(train) [2][2/2]' in output
     assert 'Epoch(train) [1]' not in output
     assert 'coco/segm_mAP' in output
+    images = json.loads((data / 'coco_mini/annotations/instances_val2017.json').read_text())['images'][:2]
+    names = sorted(Path(image['file_name']).stem for image in images)
+    assert_watched(work_dir, 'epoch_2', names, iterations=4)
+    assert len(re.findall(r'^\| person +\|', output, re.MULTILINE)) == 2, 'AP of each class, of boxes and of masks'
 
     predictions, pictures = tmp_path / 'predictions.pkl', tmp_path / 'pictures'
     arguments = [MASK_RCNN, work_dir / 'epoch_2.pth', '--out', predictions, '--show-dir', pictures]
@@ -181,8 +200,7 @@ def test_a_detector_trains_is_killed_resumes_and_is_tested(data: Path, official:
     assert 'coco/segm_mAP' in tested.stdout + tested.stderr
     with open(predictions, 'rb') as file:
         assert len(pickle.load(file)) == 2
-    names = json.loads((data / 'coco_mini/annotations/instances_val2017.json').read_text())['images'][:2]
-    assert {path.stem for path in pictures.rglob('*.jpg')} == {Path(n['file_name']).stem for n in names}
+    assert sorted(path.stem for path in pictures.rglob('*.jpg')) == names
 
 
 @pytest.mark.slow
@@ -191,7 +209,7 @@ def test_a_segmentor_trains_is_killed_resumes_and_is_tested(data: Path, official
     work_dir = tmp_path / 'run'
     options = [*SMALL_SEGMENTATION, f'model.backbone.init_cfg.checkpoint={official}', 'train_cfg.max_iters=3']
     options += ['train_cfg.val_interval=3']
-    arguments = [UPERNET, '--work-dir', str(work_dir), '--cfg-options', *options]
+    arguments = [UPERNET, '--work-dir', str(work_dir), '--tensorboard', '--cfg-options', *options]
     kill_after_first_checkpoint(work_dir, 'iter_1.pth', arguments, env)
 
     resumed = run('train.py', *arguments, '--resume', env=env)
@@ -201,13 +219,15 @@ def test_a_segmentor_trains_is_killed_resumes_and_is_tested(data: Path, official
     assert 'Iter(train) [3/3]' in output
     assert 'Iter(train) [1/3]' not in output
     assert 'mIoU' in output
+    names = sorted(path.stem for path in (data / 'ade_mini/images/validation').iterdir())[:2]
+    assert_watched(work_dir, 'iter_3', names, iterations=3)
+    assert re.search(r'^\| +building +\|', output, re.MULTILINE), 'IoU of each class'
 
     maps, pictures = tmp_path / 'maps', tmp_path / 'pictures'
     arguments = [UPERNET, work_dir / 'iter_3.pth', '--out', maps, '--show-dir', pictures]
     tested = run('test.py', *arguments, '--work-dir', tmp_path / 'test', '--cfg-options', *SMALL_SEGMENTATION, env=env)
     assert tested.returncode == 0, tested.stderr[-3000:]
     assert 'mIoU' in tested.stdout + tested.stderr
-    names = sorted(path.stem for path in (data / 'ade_mini/images/validation').iterdir())[:2]
     assert sorted(path.stem for path in maps.glob('*.png')) == names
     for name in names:
         with (

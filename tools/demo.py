@@ -20,7 +20,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from cvt_dense import launch
 from cvt_dense.cli import UserError
-from cvt_dense.curves import last_metric, plot_curves, read_scalars
+from cvt_dense.curves import last_metric, read_history
 from cvt_dense.prediction import Output, Predictor
 from cvt_dense.prediction.output import write_image
 
@@ -98,8 +98,7 @@ def main() -> None:
     print('demo 2/3: training and evaluation', flush=True)
     runner = train(out, data, args.epochs)
     print(f'demo 3/3: pictures in {out}', flush=True)
-    scalars = read_scalars(runner.work_dir, runner.timestamp)
-    plot_curves(scalars, out / 'curves.png')
+    scalars = read_history(out)
     images = sorted((data / 'images' / 'validation').iterdir())[: args.pictures]
     grid = draw_predictions(runner, images, out / 'predictions')
     print(

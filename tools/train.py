@@ -22,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--ema', action='store_true', help='evaluate an exponential moving average of the weights')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--tensorboard', action='store_true', help='log to TensorBoard too: scalars and pictures')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -43,6 +44,8 @@ def main() -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='EMAHook')]
     if args.auto_scale_lr:
         launch.enable_auto_scale_lr(cfg)
+    if args.tensorboard:
+        launch.log_to_tensorboard(cfg)
     if args.resume:
         launch.set_resume(cfg, args.resume)
     elif cfg.get('load_from'):

@@ -55,6 +55,7 @@ val_evaluator = dict(
     type='CocoMetric',
     ann_file=f'{data_root}/annotations/instances_val2017.json',
     metric=['bbox', 'segm'],
+    classwise=True,
     format_only=False,
     backend_args=backend_args,
 )

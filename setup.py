@@ -74,6 +74,7 @@ OPENMMLAB = [
     'regex',
     'setuptools<81',
 ]
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 DEMO = ['scikit-image', 'matplotlib']
 TESTS = ['pytest', 'hypothesis', 'transformers']
 
@@ -118,9 +119,10 @@ try:
         extras_require={
             'onedl': ONEDL,
             'openmmlab': OPENMMLAB,
+            'export': EXPORT,
             'demo': DEMO,
             'tests': TESTS,
-            'dev': [*TESTS, 'ruff', *DEMO],
+            'dev': [*TESTS, 'ruff', *DEMO, *EXPORT],
         },
         zip_safe=False,
     )

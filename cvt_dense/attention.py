@@ -73,7 +73,7 @@ def attend_in_windows(
     Returns:
         ``(N, P + H * W, C)``.
     """
-    if not torch.jit.is_scripting():  # noqa: SIM102  torch.jit leaves out a branch by its condition alone
+    if not torch.jit.is_scripting():  # torch.jit leaves out a branch by its condition alone
         if torch.compiler.is_dynamo_compiling():
             settings = (num_heads, scale, size[0], size[1], kv_stride, window_size, num_prefix)
             return _attend_in_windows_opaquely(query, key, value, *settings)

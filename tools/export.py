@@ -4,7 +4,7 @@ The ending of the file says the format: .onnx, .pt2 (torch.export) or .pt (Torch
 PyTorch at three sizes before it is kept.
 
 Example:
-    python tools/export.py configs/upernet_cvt13_ade20k.py work_dirs/upernet_cvt13_ade20k/iter_160000.pth --out model.onnx
+    python tools/export.py configs/upernet_cvt13_ade20k.py iter_160000.pth --out model.onnx
     python tools/export.py configs/maskrcnn_cvt13_fpn_coco.py epoch_12.pth --part neck --out features.onnx
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
@@ -65,6 +66,7 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
         raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
     if checkpoint is None:
         print('note: no checkpoint is given: the backbone is as training starts, the rest random', file=sys.stderr)
+        MMLogger.get_current_instance().setLevel('WARNING')  # init_weights lists every parameter
         model.backbone.init_weights()
     else:
         launch.check_weights(model, checkpoint)

@@ -20,8 +20,9 @@ from cvt_dense.export import CHECKED_SHAPES, AdaptiveAvgPoolByProducts, Exportab
 UPERNET, MASK_RCNN = (f'configs/{name}_shapes.py' for name in ('upernet_cvttiny', 'maskrcnn_cvttiny_fpn'))
 SMALL = ['model.backbone.arch.embed_dims=[8,16,32]', 'model.backbone.arch.depths=[1,1,1]']
 SMALL_UPERNET = [*SMALL, 'model.decode_head.in_channels=[8,16,32]', 'model.auxiliary_head.in_channels=32']
-SMALL_UPERNET += ['model.decode_head.channels=16', 'model.auxiliary_head.channels=16']
+SMALL_UPERNET += ['model.decode_head.channels=32', 'model.auxiliary_head.channels=32']
 SMALL_MASK_RCNN = [*SMALL, 'model.backbone.init_cfg=None', 'model.neck.in_channels=[8,16,32]']
+SLOW = [pytest.param(suffix, marks=pytest.mark.slow) for suffix in ('.onnx', '.pt2')]
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_the_copy_pools_by_products_and_the_model_stays_as_it_is() -> None:
     assert [type(m[0][0]) for m in (model, copied)] == [nn.AdaptiveAvgPool2d, AdaptiveAvgPoolByProducts]
 
 
-@pytest.mark.parametrize('suffix', ['.onnx', '.pt2', '.pt'])
+@pytest.mark.parametrize('suffix', [*SLOW, '.pt'])
 def test_a_backbone_is_exported_to_all_formats(suffix: str, tmp_path: Path) -> None:
     model, path = small_backbone(), tmp_path / f'model{suffix}'
     export(model, path)  # which compares
@@ -73,7 +74,7 @@ def test_a_backbone_is_exported_to_all_formats(suffix: str, tmp_path: Path) -> N
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('suffix', [pytest.param('.onnx', marks=pytest.mark.slow), '.pt2', '.pt'])
+@pytest.mark.parametrize('suffix', [*SLOW, '.pt'])
 def test_windows_are_exported_for_all_sizes(suffix: str, tmp_path: Path) -> None:
     # Windows of 96 tokens, one or two an axis in the sizes that are checked; and small ones beside a cls token.
     model = small_backbone(window_size=[96, None, 5])
@@ -85,6 +86,7 @@ def test_windows_are_exported_for_all_sizes(suffix: str, tmp_path: Path) -> None
         torch.testing.assert_close(exact(images), model(images))
 
 
+@pytest.mark.slow
 def test_a_segmentor_is_exported_to_onnx_and_runs_as_the_documentation_shows(
     run: Callable[..., None],
     tmp_path: Path,
@@ -120,6 +122,7 @@ def test_a_segmentor_gives_the_logits_that_mmseg_has(
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_neck_is_exported_with_its_backbone(run: Callable[..., None], tmp_path: Path) -> None:
     run(MASK_RCNN, '--part', 'neck', '--out', tmp_path / 'model.pt2', '--cfg-options', *SMALL_MASK_RCNN)
     maps = torch.export.load(tmp_path / 'model.pt2').module()(torch.zeros(1, 3, 128, 203))

@@ -74,6 +74,7 @@ OPENMMLAB = [
     'regex',
     'setuptools<81',
 ]
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 DEMO = ['scikit-image', 'matplotlib']
 TENSORBOARD = ['tensorboard']
 TESTS = ['pytest', 'hypothesis', 'transformers', *TENSORBOARD]
@@ -119,10 +120,11 @@ try:
         extras_require={
             'onedl': ONEDL,
             'openmmlab': OPENMMLAB,
+            'export': EXPORT,
             'demo': DEMO,
             'tensorboard': TENSORBOARD,
             'tests': TESTS,
-            'dev': [*TESTS, 'ruff', *DEMO],
+            'dev': [*TESTS, 'ruff', *DEMO, *EXPORT],
         },
         zip_safe=False,
     )

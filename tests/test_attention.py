@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from costs import Costs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvt_dense import attention
 from cvt_dense.attention import attend, attend_in_windows, cut, from_windows, to_windows
 
 
@@ -130,3 +133,17 @@ def test_the_operator_for_compiled_graphs_is_a_well_behaved_one() -> None:
             torch.autograd.grad(plain, (query, key, value), direction),
         ):
             torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize('num_prefix', [0, 1])
+@pytest.mark.parametrize('kv_stride', [1, 2])
+@pytest.mark.parametrize('window_size', [1, 3, 4, 8, 30])
+def test_padded_windows_are_windows(window_size: int, kv_stride: int, num_prefix: int) -> None:
+    for height, width in itertools.product([1, 2, 7, 12, 13, 23], [5, 16, 17]):
+        num_keys = -(-height // kv_stride) * -(-width // kv_stride)
+        query, key, value = (torch.randn(2, num_prefix + n, 8) for n in (height * width, num_keys, num_keys))
+        settings = (2, 0.3, (height, width), kv_stride, window_size, num_prefix)
+        torch.testing.assert_close(
+            attention._attend_in_padded_windows(query, key, value, *settings),
+            attention._attend_window_by_window(query, key, value, *settings),
+        )

@@ -99,15 +99,15 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     hint = cfg.get('data_hint', 'set data_root in the config')
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        for dataset in _datasets(loader.dataset if loader else None):
-            for what, path in _needed_files(dataset).items():
+        for dataset in datasets_in(loader.dataset if loader else None):
+            for what, path in needed_files(dataset).items():
                 if not path.exists():
                     raise UserError(f'{what} {path} does not exist; {hint}')
                 if path.is_dir() and next(path.iterdir(), None) is None:
                     raise UserError(f'{what} {path} is empty; {hint}')
 
 
-def _datasets(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
+def datasets_in(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
     """The innermost datasets of one that may wrap or join others."""
     if dataset is None:
         return
@@ -116,10 +116,10 @@ def _datasets(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
         yield dataset
         return
     for entry in inner if isinstance(inner, (list, tuple)) else [inner]:
-        yield from _datasets(entry)
+        yield from datasets_in(entry)
 
 
-def _needed_files(dataset: ConfigDict) -> dict[str, Path]:
+def needed_files(dataset: ConfigDict) -> dict[str, Path]:
     """What a dataset reads, by what it is, outermost first."""
     root = Path(dataset.get('data_root') or '')
     needed = {'data root': root}

@@ -33,7 +33,7 @@ def download(url: str) -> Path:
             then; of an index, those shards are that came whole.
     """
     try:
-        target = _target(url)
+        target = target_of(url)
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(target.parent / f'.{target.name}.lock'):
@@ -47,7 +47,7 @@ def download(url: str) -> Path:
     return target
 
 
-def _target(url: str) -> Path:
+def target_of(url: str) -> Path:
     """Where the file of a URL is kept."""
     address = urlsplit(url)
     name = unquote(PurePosixPath(address.path).name)

@@ -51,7 +51,17 @@ def load_pretrained(model: CvTTrunk, checkpoint: str | os.PathLike[str], prefix:
     Raises:
         CheckpointError: If the checkpoint cannot be had or read, or does not cover the trunk.
     """
-    checkpoint = str(checkpoint)
+    loaded, report = read_fitting(model, str(checkpoint), prefix)
+    model.load_state_dict(loaded, strict=False)  # what is missing was judged before
+    return report
+
+
+def read_fitting(model: CvTTrunk, checkpoint: str, prefix: str | None = None) -> tuple[StateDict, LoadReport]:
+    """Read what :func:`load_pretrained` would load; the model, left as it is, may be on the meta device.
+
+    Raises:
+        CheckpointError: As ``load_pretrained`` does.
+    """
     converted = to_trunk(read(fetch(checkpoint)), prefix)
     if converted is None:
         where = f'below {prefix!r}' if prefix else f'of any known format ({", ".join(FORMATS)})'
@@ -60,9 +70,8 @@ def load_pretrained(model: CvTTrunk, checkpoint: str | os.PathLike[str], prefix:
     expected = model.state_dict()
     check_fit(checkpoint, tensors, expected, model.arch, model.num_stages)
     loaded = {key: tensor for key, tensor in tensors.items() if key in expected}
-    model.load_state_dict(loaded, strict=False)  # what is missing was judged above
     left_over = sorted({key.split('.')[0] for key in tensors.keys() - expected.keys()})
-    return LoadReport(checkpoint, format_name, len(loaded), tuple(left_over))
+    return loaded, LoadReport(checkpoint, format_name, len(loaded), tuple(left_over))
 
 
 def check_fit(checkpoint: str, tensors: StateDict, expected: Mapping[str, Tensor], arch: Arch, num_stages: int) -> None:

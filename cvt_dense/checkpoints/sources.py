@@ -85,14 +85,22 @@ def _weights_in(folder: Path) -> Path:
     raise CheckpointError(f'checkpoint {folder} is a folder with no {", ".join(WEIGHT_FILES[:-1])} in it')
 
 
-def _from_hub_address(address: str) -> Path:
+def parse_hub_address(address: str) -> tuple[str, str | None, str | None]:
+    """Take ``hf://owner/name[@revision][/file]`` apart: repository, revision and file, None where it names none.
+
+    Raises:
+        CheckpointError: If the address is not of that form.
+    """
     match = _HUB_ADDRESS.match(address)
     if match is None:
         raise CheckpointError(f'checkpoint {address!r} is not of the form hf://owner/name[@revision][/file]')
     # A revision with a slash, such as refs/pr/1, is written refs%2Fpr%2F1.
-    revision = unquote(match['revision']) if match['revision'] else None
-    files = (match['file'],) if match['file'] else WEIGHT_FILES
-    return _from_hub(address, match['repo'], revision, files, 'the file')
+    return match['repo'], unquote(match['revision']) if match['revision'] else None, match['file']
+
+
+def _from_hub_address(address: str) -> Path:
+    repo, revision, file = parse_hub_address(address)
+    return _from_hub(address, repo, revision, (file,) if file else WEIGHT_FILES, 'the file')
 
 
 def _from_hub(checkpoint: str, repo: str, revision: str | None, files: tuple[str, ...], copy_of: str) -> Path:

@@ -1,0 +1,278 @@
+"""Look over this machine, and a config, for what would stop or spoil a run, and say what mends it.
+
+One line a check: 'ok', 'note' for what is worth knowing and not wrong, 'FAIL' with the command that mends it. The exit
+code is 1 if anything failed, and 2 if there is no such config. Nothing is changed and nothing downloaded.
+
+Example:
+    python tools/doctor.py
+    COCO_ROOT=/path/to/coco python tools/doctor.py configs/maskrcnn_cvt13_fpn_coco.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import doctor_machine as machine
+from doctor_machine import FAIL, GIB, NOTE, OK, PACKAGES, PIP, PYTHON, ROOT, Result, in_a_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+COLOURS = {OK: '\x1b[32m', NOTE: '\x1b[33m', FAIL: '\x1b[31m'}
+#: What Python and its libraries take beside a training step on a CPU (0.8 GiB measured), CUDA's context on a GPU.
+OVERHEAD = int(0.8 * GIB)
+#: The part of the free memory that an estimate may take for the step to fit surely.
+SAFE = 0.7
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check: its name, and the function that yields what it finds."""
+
+    name: str
+    run: Callable[[], Iterator[Result]]
+
+
+def results_of(check: Check) -> list[Result]:
+    """What a check finds; what it does not foresee is a failure, too, and the other checks go on."""
+    try:
+        with redirect_stdout(io.StringIO()):  # packages say this and that as they are imported
+            results = list(check.run())
+    except ImportError as error:
+        results = [Result(FAIL, f'cannot be looked at: {in_a_line(error)}', 'see the lines above')]
+    except Exception as error:  # a machine that is broken in a way that nobody thought of
+        results = [Result(FAIL, f'unforeseen {in_a_line(error)}', f'{PIP} check, and mend what it names')]
+    return results
+
+
+def report(checks: list[Check]) -> int:
+    """Run checks and print a line for each result; returns the exit code."""
+    coloured = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
+    failed = 0
+    for check in checks:
+        for result in results_of(check):
+            status = f'{result.status:<5}'
+            if coloured:
+                status = f'{COLOURS[result.status]}{status}\x1b[0m'
+            mend = f'; to mend it: {result.mend}' if result.mend else ''
+            print(f'{status} {check.name:<15} {result.text}{mend}', flush=True)
+            failed += result.status == FAIL
+    print(f'{failed} failed' if failed else 'nothing failed')
+    return int(failed > 0)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The config
+# ----------------------------------------------------------------------------------------------------
+
+
+def check_data(cfg: Config, config: str, split: str) -> Iterator[Result]:
+    """Whether the data of a split are there and what a sample of them holds can be trained on."""
+    from cvt_dense.cli import UserError
+    from cvt_dense.datacheck import build_dataset, inspect_dataset
+    from cvt_dense.launch import check_data as look_for_data
+    from cvt_dense.launch import datasets_in
+
+    hint = cfg.get('data_hint', 'set data_root in the config')
+    mend = f'{hint}; then {PYTHON} tools/doctor.py {config}'
+    try:
+        look_for_data(cfg, (split,))
+    except UserError as error:
+        yield Result(FAIL, str(error).removesuffix(f'; {hint}'), mend)
+        return
+    loader = cfg.get(f'{split}_dataloader')
+    for dataset in datasets_in(loader.dataset if loader else None):
+        try:
+            yield Result(OK, inspect_dataset(build_dataset(dataset, cfg.default_scope)))
+        except UserError as error:
+            yield Result(FAIL, str(error), mend)
+
+
+def check_classes(cfg: Config, config: str) -> Iterator[Result]:
+    """Whether the heads predict as many classes as the training data have."""
+    from cvt_dense.datacheck import build_dataset, heads_with_classes
+    from cvt_dense.launch import datasets_in
+
+    heads = heads_with_classes(cfg)
+    for dataset in datasets_in(cfg.train_dataloader.dataset):
+        classes = build_dataset(dataset, cfg.default_scope).metainfo.get('classes') or ()
+        wrong = {path: number for path, number in heads.items() if number != len(classes)}
+        if wrong:
+            told = ', '.join(f'{path}.num_classes={number}' for path, number in wrong.items())
+            options = ' '.join(f'{path}.num_classes={len(classes)}' for path in wrong)
+            command = f'{PYTHON} tools/train.py {config} --cfg-options {options}'
+            yield Result(FAIL, f'the data have {len(classes)}, and the config {told}', command)
+        else:
+            yield Result(OK, f'{len(classes)} in the data and in {len(heads)} heads')
+
+
+def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
+    """Whether the backbone's pre-trained weights fit it or, if they are not here, can be downloaded."""
+    import torch
+    from mmengine.registry import MODELS
+
+    from cvt_dense.checkpoints import CheckpointError
+    from cvt_dense.checkpoints.load import read_fitting
+    from cvt_dense.checkpoints.reach import check_reachable, find_here
+    from cvt_dense.unpickling import mmengine_types
+
+    options = f'{PYTHON} tools/train.py {config} --cfg-options model.backbone.init_cfg'
+    given = cfg.model.backbone.get('init_cfg') or []
+    pretrained = [c for c in (given if isinstance(given, list) else [given]) if c.get('type') == 'Pretrained']
+    if not pretrained:
+        yield Result(NOTE, 'none: the backbone starts from random weights')
+    for init_cfg in pretrained:
+        checkpoint = str(init_cfg.get('checkpoint'))
+        try:
+            path = find_here(checkpoint)
+            if path is None:
+                yield Result(OK, f'{checkpoint} is not here yet, and {check_reachable(checkpoint)} has it')
+            elif cfg.model.backbone.type == 'CvT':
+                with torch.device('meta'):
+                    backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
+                with mmengine_types():
+                    _, found = read_fitting(backbone, str(path), init_cfg.get('prefix'))
+                yield Result(OK, f'{checkpoint} is here and fits: {found.loaded} tensors, {found.format} format')
+            else:
+                yield Result(OK, f'{checkpoint} is here')
+        except CheckpointError as error:
+            ways = f'{options}.checkpoint=PATH with a copy, or model.backbone.init_cfg=None for none'
+            yield Result(FAIL, str(error), ways)
+
+
+def check_memory(cfg: Config, config: str) -> Iterator[Result]:
+    """Whether the memory is enough for a training step, by an estimate.
+
+    A step has taken up to half as much again (see :mod:`cvt_dense.memory`), so enough by a little is worth a note.
+    """
+    from cvt_dense.memory import estimate_memory
+
+    estimate = estimate_memory(cfg)
+    if estimate is None:
+        yield Result(NOTE, 'not estimated: the config does not say how large its images are')
+        return
+    available, kind = machine.available_memory()
+    needed = estimate.total + OVERHEAD
+    parts = (
+        f'parameters {estimate.parameters / GIB:.2f}, optimizer {estimate.optimizer / GIB:.2f}, '
+        f'activations and gradients {estimate.passes / GIB:.2f}, libraries {OVERHEAD / GIB:.2f}'
+    )
+    others = f' and {len(estimate.left_out) - 1} more' if len(estimate.left_out) > 1 else ''
+    least = f', without what {estimate.left_out[0]}{others} takes' if estimate.left_out else ''
+    told = (
+        f'a training step takes an estimated {needed / GIB:.1f} GiB of the {available / GIB:.1f} GiB of {kind} that '
+        f'are free ({estimate.batch_size} images of {estimate.size[0]}x{estimate.size[1]}; {parts}{least})'
+    )
+    if needed > available:
+        yield Result(FAIL, told, f'{PYTHON} tools/train.py {config} {options_for_memory(cfg, int(SAFE * available))}')
+    else:
+        yield Result(NOTE if needed > SAFE * available or estimate.left_out else OK, told)
+
+
+def options_for_memory(cfg: Config, available: int) -> str:
+    """Options of ``tools/train.py`` with which a step takes no more bytes than there are, by the same estimate."""
+    from cvt_dense.memory import estimate_memory
+
+    cfg = copy.deepcopy(cfg)
+    cfg.optim_wrapper.type = 'BFloat16OptimWrapper'  # what --amp sets
+    cfg.model.backbone.with_cp = True
+    batch_size = cfg.train_dataloader.batch_size
+    while (too_much := estimate_memory(cfg).total + OVERHEAD > available) and batch_size > 1:
+        batch_size = cfg.train_dataloader.batch_size = batch_size // 2
+    aside = ', with smaller images or a smaller backbone' if too_much else ''
+    return f'--amp --cfg-options model.backbone.with_cp=True train_dataloader.batch_size={batch_size}{aside}'
+
+
+def check_learning_rate(cfg: Config) -> Iterator[Result]:
+    """Whether the learning rate is meant for the batch of one process."""
+    base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+    batch_size, rate = cfg.train_dataloader.batch_size, cfg.optim_wrapper.optimizer.get('lr')
+    if base is None:
+        yield Result(NOTE, f'{rate}; the config does not say for which size of batch (auto_scale_lr.base_batch_size)')
+    elif batch_size == base or cfg.auto_scale_lr.get('enable'):
+        yield Result(OK, f'{rate} at {base} images a batch; it is {batch_size} on one GPU or CPU')
+    else:
+        hint = 'start as many processes as make it up, or train with --auto-scale-lr'
+        yield Result(NOTE, f'{rate} is for {base} images a batch, and it is {batch_size} on one GPU or CPU: {hint}')
+
+
+def config_checks(cfg: Config, config: str) -> list[Check]:
+    """The checks of a config, in the order of a run."""
+    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+    return [
+        *(Check(f'{split} data', lambda split=split: check_data(cfg, config, split)) for split in splits),
+        Check('classes', lambda: check_classes(cfg, config)),
+        Check('checkpoint', lambda: check_checkpoint(cfg, config)),
+        Check('memory', lambda: check_memory(cfg, config)),
+        Check('learning rate', lambda: check_learning_rate(cfg)),
+    ]
+
+
+def environment_checks(scopes: set[str]) -> list[Check]:
+    """The checks of the machine, for configs that need those of mmdet and mmseg."""
+    return [
+        Check('python', machine.check_python),
+        Check('setuptools', machine.check_setuptools),
+        *(
+            Check(package.module, lambda package=package: machine.check_package(package, scopes))
+            for package in PACKAGES
+        ),
+        Check('pair', machine.check_torchvision_pair),
+        Check('stack', machine.check_stack),
+        Check('mmcv operators', machine.check_mmcv_operators),
+        Check('gpu', machine.check_gpu),
+        Check('attention', machine.check_attention),
+    ]
+
+
+def scopes_of(cfg: Config) -> set[str]:
+    """The toolkits that a config needs: its own, and those whose parts its model has."""
+    return {cfg.default_scope, *re.findall(r"'(mmdet|mmseg)\.", str(cfg.model))}
+
+
+def look_over(config: str) -> int:
+    """Check the machine and a config; returns the exit code."""
+    try:
+        from cvt_dense import launch
+    except Exception as error:  # what a package that does not fit its surroundings raises can be anything
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == 'cvt_dense'
+        mend = f"{PIP} install --no-deps --no-build-isolation -e '{ROOT}'" if is_missing else 'see the lines above'
+        result = Result(FAIL, f'cannot be looked at: {in_a_line(error)}', mend)
+        return report([*environment_checks(set()), Check('config', lambda: iter([result]))])
+    arguments = dict(config=config, cfg_options=None, work_dir=None, launcher='none', local_rank=0)
+    try:
+        with redirect_stdout(io.StringIO()):  # mmengine tells of every variable that it replaces
+            cfg = launch.load_config(argparse.Namespace(**arguments))
+    except launch.UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return report([*environment_checks(scopes_of(cfg)), *config_checks(cfg, config)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', nargs='?', metavar='CONFIG', help='config file to look over, too')
+    config = parser.parse_args(arguments).config
+    if config and not Path(config).is_file():
+        print(
+            f'error: config {config} does not exist; the ones that come with cvt_dense are in configs/', file=sys.stderr
+        )
+        return 2
+    warnings.simplefilter('ignore')  # those of other packages' imports
+    return look_over(config) if config else report(environment_checks(set()))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

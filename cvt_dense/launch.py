@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -22,6 +24,7 @@ from . import cli
 from .checkpoints import CheckpointError
 from .checkpoints.files import reason
 from .cli import UserError
+from .datacheck import BUILD_ERRORS, heads_with_classes, read_sample, watch_loading
 from .distributed import use_gloo_without_gpu
 from .resume import write_files_atomically
 from .unpickling import load_checkpoints_safely, read_checkpoint
@@ -336,6 +339,39 @@ def build_runner(cfg: Config) -> Runner:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
         raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
+
+
+def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
+    """Build the data sets now, where the run would do it, and look into them; the log says what they leave out.
+
+    Args:
+        runner: Its loops are built.
+        splits: Those of ``train``, ``val`` and ``test`` that are used.
+
+    Raises:
+        UserError: If data cannot be loaded or are not what the config says; the message names the first.
+    """
+    for split in splits:
+        try:
+            with watch_loading(may_skip=split == 'train') as watched:
+                getattr(runner, f'{split}_loop')
+        except BUILD_ERRORS as error:
+            raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error
+        for dataset in watched.datasets:
+            _check_heads(runner.cfg, len(dataset.metainfo.get('classes') or ()))
+            watched.notes += read_sample(dataset)[1]
+        for note in watched.notes:
+            print_log(f'{split} data: {note}', logger='current', level=logging.WARNING)
+
+
+def _check_heads(cfg: Config, classes: int) -> None:
+    """Refuse heads that are for another number of classes than the data have."""
+    for path, number in heads_with_classes(cfg).items():
+        if classes and number != classes:
+            raise UserError(
+                f'the data have {classes} classes, and the config has {path}.num_classes={number}; '
+                f'--cfg-options {path}.num_classes={classes}'
+            )
 
 
 def build_optimizer(runner: Runner) -> None:

@@ -139,7 +139,7 @@ def check_checkpoint(path: str) -> None:
         UserError: If there is no such file.
     """
     if '://' not in path and not Path(path).is_file():
-        raise UserError(f'checkpoint {path} does not exist')
+        raise UserError(f'checkpoint {path} {"is a folder, not a file" if Path(path).is_dir() else "does not exist"}')
 
 
 def prepare_launcher(cfg: Config) -> None:
@@ -300,21 +300,28 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     return noted or None
 
 
-def check_weights(model: nn.Module, path: str, prefix: str = '') -> None:
+def check_weights(model: nn.Module, path: str, prefix: str = '', resume: bool = False) -> None:
     """See whether a local checkpoint of a training run covers a model; mmengine itself would only warn.
 
     Args:
         model: The one that is going to load it.
         path: The checkpoint. One from a web server is left to mmengine.
         prefix: Look at parameters below this only: ``'backbone.'`` where heads may be new.
+        resume: The run goes on from it, for which it has to hold more than weights.
 
     Raises:
-        UserError: If tensors are missing or misshapen; the message names the first.
+        UserError: If tensors are missing, misshapen or not finite; the message names the first.
         CheckpointError: If the checkpoint cannot be read.
     """
     if '://' in path:
         return
     content = read_checkpoint(path)
+    lacking = next((part for part in ('meta', 'optimizer') if part not in content), None)
+    if resume and lacking:
+        raise UserError(
+            f"checkpoint {path} has no '{lacking}', so no run can go on from it; a new one can start from its weights: "
+            f'--cfg-options load_from={path}'
+        )
     tensors = content.get('state_dict', content)
     expected = {
         name: tensor
@@ -323,10 +330,16 @@ def check_weights(model: nn.Module, path: str, prefix: str = '') -> None:
     }
     missing = [name for name in expected if name not in tensors]
     misshapen = [name for name, tensor in expected.items() if name in tensors and tensors[name].shape != tensor.shape]
-    for what, found in (('lacks', missing), ('has other shapes for', misshapen)):
+    infinite = [name for name in expected if name in tensors and not tensors[name].isfinite().all()]
+    problems = (
+        ('lacks', missing),
+        ('has other shapes for', misshapen),
+        ('has values that are not finite in', infinite),
+    )
+    for what, found in problems:
         if found:
             more = f' and {len(found) - 1} more' if len(found) > 1 else ''
-            raise UserError(f'checkpoint {path} is not one of this config: it {what} {found[0]}{more}')
+            raise UserError(f'checkpoint {path} does not fit this config: it {what} {found[0]}{more}')
 
 
 def build_runner(cfg: Config) -> Runner:

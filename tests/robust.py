@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
+from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 from PIL import Image
 
@@ -41,6 +43,7 @@ QUICK_SEGMENTATION = QUICK | {
     'train_cfg.max_iters': 2,
     'train_cfg.val_interval': 2,
     'default_hooks.checkpoint.interval': 1,
+    'default_hooks.checkpoint.max_keep_ckpts': 9,
 }
 _number = itertools.count()
 
@@ -80,11 +83,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     monkeypatch.setenv('SHAPES_ROOT', str(tmp_path / 'data'))
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '')
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())  # others write to what was stdout in another test
 
-    def run_tool(tool: str, *arguments: object, **options: Any) -> Outcome:
+    def run_tool(tool: str, *arguments: object, work_dir: Path | None = None, **options: Any) -> Outcome:
         settings = options | {'experiment_name': f'robust_{next(_number)}'}
         pairs = [f'{key}={_written(value)}' for key, value in settings.items()]
-        command = [tool, *map(str, arguments), '--work-dir', str(tmp_path / 'run'), '--cfg-options', *pairs]
+        command = [tool, *map(str, arguments), '--work-dir', str(work_dir or tmp_path / 'run'), '--cfg-options', *pairs]
         monkeypatch.setattr(sys, 'argv', command)
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:

@@ -55,8 +55,10 @@ def main() -> None:
     runner = launch.build_runner(cfg)
     launch.build_data(runner, splits)
     launch.build_optimizer(runner)
-    if cfg.get('load_from') and not cfg.get('resume'):
-        launch.check_weights(runner.model, cfg.load_from, prefix='backbone.')  # heads may be for other classes
+    if cfg.get('load_from'):
+        resume = bool(cfg.get('resume'))
+        prefix = '' if resume else 'backbone.'  # heads may be for other classes
+        launch.check_weights(runner.model, cfg.load_from, prefix, resume)
     runner.train()
 
 

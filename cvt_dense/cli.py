@@ -22,6 +22,11 @@ else:
 class UserError(Exception):
     """Something that the user has to mend; the message is one line that says what and how."""
 
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises what its workers raise with a stack trace for a message, whose last line is the error.
+        last = message.strip().splitlines()[-1]
+        super().__init__(last.removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: '))
+
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command-line tool's ``main`` and exit: 0, or 2 with one line on stderr for a user's mistake."""

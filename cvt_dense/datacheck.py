@@ -1,22 +1,181 @@
-"""Look into the data of a config, as far as a sample shows, before a run finds out what is wrong with them."""
+"""Look into the data of a config before a run finds out what is wrong with them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from mmengine.utils import import_modules_from_strings
-from PIL import Image
 
 from .checkpoints.files import reason
 from .cli import UserError
+from .coco_file import Use, check_annotations, read_annotations
+from .reading import CheckedAnnotations, CheckedImage, check_while_reading
 
 SAMPLE = 20  # images of each data set that are opened
+
+#: What registries, constructors and mmdet's assertions raise for wrong settings and annotations.
+BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+@dataclass
+class Watched:
+    """Data sets that were loaded, and what was left out of them, a line for each kind of thing."""
+
+    datasets: list[BaseDataset] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def watch_loading(may_skip: bool = False) -> Iterator[Watched]:
+    """Look into what data sets load, as they load it: nothing is parsed twice, and no image opened.
+
+    An annotation file in COCO's format is looked through, all files have to be there, and from then on the data set
+    names the file that it cannot read (see :mod:`cvt_dense.reading`). Data sets that keep their entries unserialized
+    are not looked at.
+
+    Args:
+        may_skip: Leave out images that cannot be read where the config allows it.
+
+    Raises:
+        UserError: If something is missing or wrong; the message names the first.
+    """
+    watched = Watched()
+    serialize = BaseDataset._serialize_data
+
+    def look_and_serialize(dataset: BaseDataset) -> Any:
+        watched.datasets.append(dataset)
+        watched.notes += _check_entries(dataset, may_skip)
+        check_while_reading(dataset, may_skip)
+        return serialize(dataset)
+
+    replaced: list[tuple[type, str, Any]] = [(BaseDataset, '_serialize_data', look_and_serialize)]
+    if find_spec('mmdet'):
+        from mmdet.datasets import CocoDataset
+
+        parse = CocoDataset.COCOAPI
+
+        def look_and_parse(dataset: CocoDataset, path: str) -> Any:
+            content = read_annotations(Path(path))
+            found = check_annotations(Path(dataset.ann_file), content, dataset.metainfo['classes'], _use(dataset))
+            watched.notes += found.notes
+            coco = parse()
+            coco.dataset = content
+            coco.createIndex()
+            coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs  # mmdet's names for them
+            return coco
+
+        replaced.append((CocoDataset, 'COCOAPI', look_and_parse))
+    before = [(owner, name, owner.__dict__[name]) for owner, name, _ in replaced]
+    try:
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
+        yield watched
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _use(dataset: Any) -> Use:
+    """What a data set of mmdet reads annotations for."""
+    loaders = [step for step in dataset.pipeline.transforms if isinstance(step, LoadAnnotations)]
+    filters = {} if dataset.test_mode else dataset.filter_cfg or {}
+    return Use(
+        masks=any(loader.with_mask for loader in loaders),
+        rle=all(loader.poly2mask for loader in loaders),
+        evaluation=dataset.test_mode,
+        skip_empty=filters.get('filter_empty_gt', False),
+        min_size=filters.get('min_size', 0),
+    )
+
+
+def _check_entries(dataset: BaseDataset, may_skip: bool) -> list[str]:
+    """See whether there are images, and all the files of a data set, whose entries are not serialized yet."""
+    name = type(dataset).__name__
+    notes = _files_of_other_suffixes(dataset)
+    steps = dataset.pipeline.transforms
+    images = [step for step in steps if isinstance(step, LoadImageFromFile)]
+    needed = {'img_path': 'image'} if images and not getattr(dataset, 'backend_args', None) else {}
+    if needed and any(isinstance(step, LoadAnnotations) and step.with_seg for step in steps):
+        needed['seg_map_path'] = 'label map'
+    for key, what in needed.items():
+        paths = [entry[key] for entry in dataset.data_list if isinstance(entry.get(key), str)]
+        missing = missing_files(paths)
+        if missing and what == 'image' and may_skip and all(step.ignore_empty for step in images):
+            notes.append(f'{name}: images that do not exist, others are drawn in their place: {len(missing)}')
+        elif missing:
+            more = f', nor do {len(missing) - 1} more of {len(paths)}' if len(missing) > 1 else ''
+            raise UserError(f'{what} {missing[0]} does not exist{more}')
+    if not dataset.data_list:
+        raise UserError(f'{name} of {dataset.data_root or dataset.ann_file} has no image')
+    return notes
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those paths that are no files here; each folder is listed once, which takes a second for 100 000 files."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if '://' in path:
+            continue
+        if folder not in listed:
+            listed[folder] = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
+        if name not in listed[folder]:
+            missing.append(path)
+    return missing
+
+
+def _files_of_other_suffixes(dataset: Any) -> list[str]:
+    """What is left out of a folder that mmseg lists by suffix."""
+    suffix, folder = getattr(dataset, 'img_suffix', None), dataset.data_prefix.get('img_path')
+    if suffix is None or dataset.ann_file or not folder:
+        return []
+    if not dataset.data_list:
+        raise UserError(f'{folder} holds no file *{suffix}')
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    others = sum(not name.endswith(suffix) and not name.startswith('.') for name in names)
+    return [f'{folder}: files left out, for they do not end in {suffix}: {others}'] if others else []
+
+
+def read_sample(dataset: BaseDataset) -> tuple[int, list[str]]:
+    """Open some of a data set's images with their annotations, as its pipeline does.
+
+    Args:
+        dataset: One that was loaded under :func:`watch_loading`.
+
+    Returns:
+        How many were opened, and what is worth knowing.
+
+    Raises:
+        UserError: If one cannot be trained on; the message names it.
+    """
+    steps = [step for step in dataset.pipeline.transforms if isinstance(step, (CheckedImage, CheckedAnnotations))]
+    if not any(isinstance(step, CheckedImage) for step in steps):
+        return 0, []
+    sample = range(0, len(dataset), max(len(dataset) // SAMPLE, 1))[:SAMPLE]
+    values: set[int] = set()
+    for index in sample:
+        results = dataset.get_data_info(index)
+        for step in steps:
+            results = step(results) if results is not None else None
+        if results and 'gt_seg_map' in results:
+            values.update(np.unique(results['gt_seg_map']).tolist())
+    unlabelled = getattr(dataset, 'ignore_index', None)
+    if unlabelled in values and len(values) <= 2:
+        told = f'{len(sample)} label maps that were opened hold nothing but {sorted(values)}'
+        return len(sample), [f'{type(dataset).__name__}: {told}, and {unlabelled} is "unlabelled": not trained on']
+    return len(sample), []
 
 
 def build_dataset(settings: ConfigDict, scope: str) -> Any:
@@ -28,13 +187,13 @@ def build_dataset(settings: ConfigDict, scope: str) -> Any:
     import_modules_from_strings([f'{scope}.datasets'])
     with DATASETS.switch_scope_and_registry(scope) as registry:
         try:
-            return registry.build({**settings, 'pipeline': [], 'lazy_init': True})
-        except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
+            return registry.build({**settings, 'lazy_init': True})
+        except BUILD_ERRORS as error:
             raise UserError(f'{settings.type} cannot be built: {type(error).__name__}: {reason(error)}') from error
 
 
 def inspect_dataset(dataset: Any) -> str:
-    """Look into a data set: the whole annotation file, and a sample of the images and label maps.
+    """Look into a data set: all of its entries, and a sample of its images and label maps.
 
     Args:
         dataset: As :func:`build_dataset` builds it.
@@ -45,100 +204,15 @@ def inspect_dataset(dataset: Any) -> str:
     Raises:
         UserError: If something is missing, unreadable or not of the classes; the message names the first.
     """
-    if hasattr(dataset, 'COCOAPI'):
-        return _inspect_coco(dataset)
-    if hasattr(dataset, 'seg_map_suffix') and hasattr(dataset, 'label_map'):
-        return _inspect_label_maps(dataset)
-    return f'files are there; {type(dataset).__name__} is not looked into'
-
-
-def _inspect_coco(dataset: Any) -> str:
-    path, classes = Path(dataset.ann_file), dataset.metainfo['classes']
-    content = _read_json(path)
-    ids = {category['name']: category['id'] for category in content['categories']}
-    unknown = [name for name in classes if name not in ids]
-    if unknown:
-        raise UserError(f'{path} has no category {unknown[0]!r}, one of the classes; it has {_some(list(ids))}')
-    wanted = {ids[name] for name in classes}
-    count = sum(annotation['category_id'] in wanted for annotation in content['annotations'])
-    if not count:
-        raise UserError(f'{path} has no annotation of the classes {_some(list(classes))}')
-    names = [entry['file_name'] for entry in content['images']]
-    sample = _sample(names)
-    for name in sample:
-        read_image(Path(dataset.data_prefix['img']) / name)
-    left = sorted(set(ids) - set(classes))
-    aside = f'; categories that are no classes: {_some(left)}' if left else ''
-    return f'{count} annotations, {len(names)} images, {len(sample)} of them opened{aside}'
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The content of an annotation file in COCO's format."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f'{path} is damaged: {reason(error)}') from error
-    keys = ('images', 'annotations', 'categories')
-    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in keys):
-        raise UserError(f"{path} is not in COCO's format: it lacks one of the lists {', '.join(keys)}")
-    return content
-
-
-def _inspect_label_maps(dataset: Any) -> str:
-    entries = dataset.load_data_list()
-    if not entries:
-        raise UserError(f'{dataset.data_prefix["img_path"]} holds no file *{dataset.img_suffix}')
-    if not dataset.metainfo.get('classes') or 'seg_map_path' not in entries[0]:
-        raise UserError('the data set is without metainfo.classes or data_prefix.seg_map_path')
-    sample = _sample(entries)
-    for entry in sample:
-        image = read_image(Path(entry['img_path']))
-        _check_labels(Path(entry['seg_map_path']), image.shape[:2], dataset)
-    return f'{len(entries)} images, {len(sample)} of them opened with their label maps'
-
-
-def _check_labels(path: Path, size: tuple[int, int], dataset: Any) -> None:
-    """See whether a label map is of a size, and its values, as training will see them, are classes."""
-    labels = read_image(path)
-    if labels.ndim != 2:
-        raise UserError(f'label map {path} is a colour picture; it has to have one channel, of class numbers')
-    if labels.shape != size:
-        raise UserError(f'label map {path} is {labels.shape[1]}x{labels.shape[0]}, its image {size[1]}x{size[0]}')
-    classes = dataset.metainfo['classes']
-    values = set(np.unique(labels).tolist())
-    names = dataset.label_map or range(len(classes))
-    first = int(bool(dataset.reduce_zero_label))  # then 0 is "unlabelled", and 1 the first class
-    known = {label + first for label in names} | {0, dataset.ignore_index} if first else {*names, dataset.ignore_index}
-    if values - known:
+        with watch_loading() as watched:
+            dataset.full_init()
+    except BUILD_ERRORS as error:
         raise UserError(
-            f'label map {path} has the value {max(values - known)}, and the labels of {len(names)} classes are '
-            f'{first} to {len(names) - 1 + first} ({dataset.ignore_index} is "unlabelled")'
-        )
-
-
-def read_image(path: Path) -> np.ndarray:
-    """The pixels of an image, ``(H, W)`` or ``(H, W, C)``; of one with a palette, the numbers of its colours.
-
-    Raises:
-        UserError: If it is missing or damaged.
-    """
-    if not path.is_file():
-        raise UserError(f'{path} does not exist')
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-        raise UserError(f'{path} is damaged: {reason(error)}') from error
-
-
-def _sample(entries: Sequence[Any]) -> list[Any]:
-    """At most SAMPLE entries, spread over all of them."""
-    step = max(len(entries) / SAMPLE, 1)
-    return [entries[int(index * step)] for index in range(min(len(entries), SAMPLE))]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ', '.join(names[:5]) + (', …' if len(names) > 5 else '')
+            f'{type(dataset).__name__} cannot be loaded: {type(error).__name__}: {reason(error)}'
+        ) from error
+    opened, notes = read_sample(dataset)
+    return '; '.join([f'{len(dataset)} images, {opened} of them opened', *watched.notes, *notes])
 
 
 def heads_with_classes(cfg: Config) -> dict[str, int]:
@@ -148,7 +222,7 @@ def heads_with_classes(cfg: Config) -> dict[str, int]:
 
 def _walk(node: Any, path: str) -> Iterator[tuple[str, int]]:
     if isinstance(node, Mapping):
-        if isinstance(node.get('num_classes'), int):
+        if isinstance(node.get('num_classes'), int) and not node.get('class_agnostic'):
             yield path, node['num_classes']
         for key, value in node.items():
             yield from _walk(value, f'{path}.{key}')

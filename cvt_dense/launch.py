@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -23,6 +25,7 @@ from . import cli
 from .checkpoints import CheckpointError
 from .checkpoints.files import reason
 from .cli import UserError
+from .datacheck import BUILD_ERRORS, heads_with_classes, read_sample, watch_loading
 from .distributed import use_gloo_without_gpu
 from .resume import write_files_atomically
 from .unpickling import load_checkpoints_safely, read_checkpoint
@@ -137,7 +140,7 @@ def check_checkpoint(path: str) -> None:
         UserError: If there is no such file.
     """
     if '://' not in path and not Path(path).is_file():
-        raise UserError(f'checkpoint {path} does not exist')
+        raise UserError(f'checkpoint {path} {"is a folder, not a file" if Path(path).is_dir() else "does not exist"}')
 
 
 def prepare_launcher(cfg: Config) -> None:
@@ -314,21 +317,28 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     return noted or None
 
 
-def check_weights(model: nn.Module, path: str, prefix: str = '') -> None:
+def check_weights(model: nn.Module, path: str, prefix: str = '', resume: bool = False) -> None:
     """See whether a local checkpoint of a training run covers a model; mmengine itself would only warn.
 
     Args:
         model: The one that is going to load it.
         path: The checkpoint. One from a web server is left to mmengine.
         prefix: Look at parameters below this only: ``'backbone.'`` where heads may be new.
+        resume: The run goes on from it, for which it has to hold more than weights.
 
     Raises:
-        UserError: If tensors are missing or misshapen; the message names the first.
+        UserError: If tensors are missing, misshapen or not finite; the message names the first.
         CheckpointError: If the checkpoint cannot be read.
     """
     if '://' in path:
         return
     content = read_checkpoint(path)
+    lacking = next((part for part in ('meta', 'optimizer') if part not in content), None)
+    if resume and lacking:
+        raise UserError(
+            f"checkpoint {path} has no '{lacking}', so no run can go on from it; a new one can start from its weights: "
+            f'--cfg-options load_from={path}'
+        )
     tensors = content.get('state_dict', content)
     expected = {
         name: tensor
@@ -337,10 +347,16 @@ def check_weights(model: nn.Module, path: str, prefix: str = '') -> None:
     }
     missing = [name for name in expected if name not in tensors]
     misshapen = [name for name, tensor in expected.items() if name in tensors and tensors[name].shape != tensor.shape]
-    for what, found in (('lacks', missing), ('has other shapes for', misshapen)):
+    infinite = [name for name in expected if name in tensors and not tensors[name].isfinite().all()]
+    problems = (
+        ('lacks', missing),
+        ('has other shapes for', misshapen),
+        ('has values that are not finite in', infinite),
+    )
+    for what, found in problems:
         if found:
             more = f' and {len(found) - 1} more' if len(found) > 1 else ''
-            raise UserError(f'checkpoint {path} is not one of this config: it {what} {found[0]}{more}')
+            raise UserError(f'checkpoint {path} does not fit this config: it {what} {found[0]}{more}')
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -353,6 +369,39 @@ def build_runner(cfg: Config) -> Runner:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
         raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
+
+
+def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
+    """Build the data sets now, where the run would do it, and look into them; the log says what they leave out.
+
+    Args:
+        runner: Its loops are built.
+        splits: Those of ``train``, ``val`` and ``test`` that are used.
+
+    Raises:
+        UserError: If data cannot be loaded or are not what the config says; the message names the first.
+    """
+    for split in splits:
+        try:
+            with watch_loading(may_skip=split == 'train') as watched:
+                getattr(runner, f'{split}_loop')
+        except BUILD_ERRORS as error:
+            raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error
+        for dataset in watched.datasets:
+            _check_heads(runner.cfg, len(dataset.metainfo.get('classes') or ()))
+            watched.notes += read_sample(dataset)[1]
+        for note in watched.notes:
+            print_log(f'{split} data: {note}', logger='current', level=logging.WARNING)
+
+
+def _check_heads(cfg: Config, classes: int) -> None:
+    """Refuse heads that are for another number of classes than the data have."""
+    for path, number in heads_with_classes(cfg).items():
+        if classes and number != classes:
+            raise UserError(
+                f'the data have {classes} classes, and the config has {path}.num_classes={number}; '
+                f'--cfg-options {path}.num_classes={classes}'
+            )
 
 
 def build_optimizer(runner: Runner) -> None:

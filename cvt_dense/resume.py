@@ -220,9 +220,12 @@ class AtomicLocalBackend(LocalBackend):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
-        except BaseException:
+        except OSError as error:
+            kept = '; checkpoints that were saved before are whole, --resume goes on from the newest'
+            what = f'{error.strerror}{kept if target.suffix == ".pth" else ""}'
+            raise OSError(error.errno, what, str(target)) from error
+        finally:
             part.unlink(missing_ok=True)
-            raise
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Write text to a file, see :meth:`put`."""

@@ -243,8 +243,8 @@ def test_wrapped_datasets_are_looked_into(tmp_path: Path, wrap: Callable[..., di
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / 'a.pth', tmp_path):
-        with pytest.raises(UserError, match=f'checkpoint {path} does not exist'):
+    for path, what in ((tmp_path / 'a.pth', 'does not exist'), (tmp_path, 'is a folder, not a file')):
+        with pytest.raises(UserError, match=f'checkpoint {path} {what}'):
             launch.check_checkpoint(str(path))
     (tmp_path / 'a.pth').touch()
     launch.check_checkpoint(str(tmp_path / 'a.pth'))

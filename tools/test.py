@@ -37,6 +37,7 @@ def main() -> None:
         launch.dump_predictions(cfg, args.out)
     runner = launch.build_runner(cfg)
     launch.check_weights(runner.model, args.checkpoint)
+    launch.build_data(runner, ('test',))
     runner.test()
 
 

@@ -50,14 +50,18 @@ def main() -> None:
         launch.set_resume(cfg, args.resume)
     elif cfg.get('load_from'):
         launch.check_checkpoint(cfg.load_from)
-    launch.check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
+    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+    launch.check_data(cfg, splits)
     launch.use_batchnorm_without_gpu(cfg)
     if not make_resumable(cfg):
         print(f'note: runs of {cfg.train_cfg.get("type")} do not resume exactly', file=sys.stderr)
     runner = launch.build_runner(cfg)
+    launch.build_data(runner, splits)
     launch.build_optimizer(runner)
-    if cfg.get('load_from') and not cfg.get('resume'):
-        launch.check_weights(runner.model, cfg.load_from, prefix='backbone.')  # heads may be for other classes
+    if cfg.get('load_from'):
+        resume = bool(cfg.get('resume'))
+        prefix = '' if resume else 'backbone.'  # heads may be for other classes
+        launch.check_weights(runner.model, cfg.load_from, prefix, resume)
     runner.train()
 
 

@@ -40,6 +40,8 @@ def read(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f'checkpoint {path} was refused: it is damaged, or holds more than plain weights ({reason(error)})'
         ) from error
+    except PermissionError as error:
+        raise CheckpointError(f'checkpoint {path} may not be read: {error.strerror}') from error
     except Exception as error:  # what a damaged file makes a reader stumble over can be anything
         raise CheckpointError(
             f'checkpoint {path} is damaged, incomplete or no checkpoint: {type(error).__name__}: {reason(error)}'
@@ -87,4 +89,5 @@ def _read_shards(index: Path) -> dict[str, Any]:
 def reason(error: Exception) -> str:
     """The line of an error's message that says what happened; torch puts advice before it."""
     text = str(error).rpartition('WeightsUnpickler error:')[2].strip() or type(error).__name__
-    return text.splitlines()[0]
+    lines = text.splitlines()
+    return next((line for line in lines if line.startswith('Trying to load')), lines[0])

@@ -1,0 +1,168 @@
+"""What is wrong with an image or its annotations, said in one line at the moment that they are read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from PIL import Image
+
+from .checkpoints.files import reason
+from .cli import UserError
+
+UNLABELLED = 255  # what mmseg's loader makes of labels that are no classes
+
+Sample = dict[str, Any]
+
+
+def check_while_reading(dataset: BaseDataset, may_skip: bool = False) -> None:
+    """Let a data set name the file that is missing, damaged or contradicts its annotations.
+
+    Args:
+        dataset: Its pipeline is changed in place.
+        may_skip: Where the config allows it (``ignore_empty`` of mmcv's ``LoadImageFromFile``), another image is drawn
+            for one that cannot be read, and a line says so.
+    """
+    steps = dataset.pipeline.transforms
+    for index, step in enumerate(steps):
+        if isinstance(step, LoadImageFromFile):
+            steps[index] = CheckedImage(step, may_skip and step.ignore_empty)
+        elif isinstance(step, LoadAnnotations):
+            steps[index] = CheckedAnnotations(step, Labels(dataset) if hasattr(dataset, 'reduce_zero_label') else None)
+
+
+class CheckedImage:
+    """A step of a pipeline that reads an image, and sees whether it is whole and of the size in its annotations."""
+
+    def __init__(self, step: Callable[[Sample], Sample | None], may_skip: bool) -> None:
+        self.step = step
+        self.may_skip = may_skip
+
+    def __call__(self, results: Sample) -> Sample | None:
+        """Read the image.
+
+        Raises:
+            UserError: If it cannot be trained on.
+        """
+        try:
+            return self._read(results)
+        except UserError as error:
+            if not self.may_skip:
+                raise
+            print_log(f'another image is drawn: {error}', logger='current')
+            return None
+
+    def _read(self, results: Sample) -> Sample:
+        path = results['img_path']
+        try:
+            loaded = self.step(results)
+        except Exception as error:  # what decoders raise can be anything
+            raise _unreadable(f'image {path}', error) from error
+        if loaded is None or (Path(path).is_file() and is_cut_jpeg(Path(path).read_bytes())):
+            raise UserError(f'image {path} is missing, empty or cut off')
+        height, width = loaded['ori_shape']
+        expected = results.get('height', height), results.get('width', width)
+        if expected != (height, width):
+            turned = ', turned as its EXIF orientation says' if expected == (width, height) else ''
+            raise UserError(
+                f'image {path} is {width}x{height}{turned}; in the annotation file its width is {expected[1]}, its '
+                f'height {expected[0]}'
+            )
+        return loaded
+
+
+def is_cut_jpeg(content: bytes) -> bool:
+    """Whether a JPEG ends before its picture does; OpenCV up to 4.10 fills the rest with grey and says nothing."""
+    end, scan = content.rfind(b'\xff\xd9'), content.rfind(b'\xff\xda')
+    if not content.startswith(b'\xff\xd8') or end > scan:
+        return False
+    try:  # what cameras put behind a picture may look like the beginning of a scan
+        Image.open(io.BytesIO(content)).load()
+    except (OSError, SyntaxError, ValueError):
+        return True
+    return False
+
+
+class Labels:
+    """The labels that the maps of a data set may have.
+
+    Args:
+        dataset: One of mmseg.
+    """
+
+    def __init__(self, dataset: BaseDataset) -> None:
+        classes = dataset.metainfo.get('classes') or ()
+        self.first = int(bool(dataset.reduce_zero_label))  # then 0 is "unlabelled", and 1 the first class
+        self.count = len(dataset.label_map or classes)
+        self.unlabelled = dataset.ignore_index
+        self.known = np.zeros(256, bool)
+        self.known[[*range(len(classes)), self.unlabelled, UNLABELLED]] = True
+
+    def check(self, path: str, labels: np.ndarray, size: tuple[int, int]) -> None:
+        """Look at a label map as mmseg's loader returns it.
+
+        Raises:
+            UserError: If it is not of the size of its image, (height, width), or has a value that is no label.
+        """
+        if labels.ndim != 2:
+            raise UserError(f'label map {path} is a colour picture; it has to have one channel, of class numbers')
+        if labels.shape != size:
+            raise UserError(f'label map {path} is {labels.shape[1]}x{labels.shape[0]}, its image {size[1]}x{size[0]}')
+        known = self.known[labels]
+        if not known.all():
+            raise UserError(
+                f'label map {path} has the value {labels[~known].max() + self.first}, and the labels of {self.count} '
+                f'classes are {self.first} to {self.count - 1 + self.first} ({self.unlabelled} is "unlabelled")'
+            )
+
+
+class CheckedAnnotations:
+    """A step of a pipeline that reads annotations, and sees whether label maps fit their images and classes."""
+
+    def __init__(self, step: Callable[[Sample], Sample], labels: Labels | None) -> None:
+        self.step = step
+        self.labels = labels
+
+    def __call__(self, results: Sample) -> Sample:
+        """Read the annotations.
+
+        Raises:
+            UserError: If they cannot be trained on.
+        """
+        path = results.get('seg_map_path')
+        if self.labels and path:
+            check_depth(path)
+        try:
+            loaded = self.step(results)
+        except Exception as error:  # what decoders and pycocotools raise can be anything
+            raise _unreadable(f'label map {path}' if path else f'annotation of {results["img_path"]}', error) from error
+        if self.labels and path:
+            self.labels.check(path, loaded['gt_seg_map'], loaded['ori_shape'])
+        return loaded
+
+
+def check_depth(path: str) -> None:
+    """See whether the values of a label map fit into 8 bits; mmseg's loader takes their remainder by 256.
+
+    Raises:
+        UserError: If they do not.
+    """
+    try:
+        with Image.open(path) as image:
+            highest = image.getextrema()[1] if image.mode[0] in 'IF' else 0
+    except (OSError, SyntaxError, ValueError):  # whether it can be read is the loader's to say
+        return
+    if highest > UNLABELLED:
+        raise UserError(f'label map {path} has the value {highest}; labels go up to {UNLABELLED}')
+
+
+def _unreadable(what: str, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f'{what} does not exist')
+    return UserError(f'{what} is damaged: {type(error).__name__}: {reason(error)}')

@@ -19,8 +19,37 @@ else:
     mmengine_types = nullcontext
 
 
+#: What to install for a module: the maintained fork's package, or upstream's of the same import name.
+_PACKAGES = {
+    'mmengine': 'onedl-mmengine, or upstream mmengine',
+    'mmcv': '--no-build-isolation onedl-mmcv, or upstream mmcv',
+    'mmdet': 'onedl-mmdetection, or upstream mmdet',
+    'mmseg': 'onedl-mmsegmentation, or upstream mmsegmentation',
+}
+
+
 class UserError(Exception):
     """Something that the user has to mend; the message is one line that says what and how."""
+
+
+def check_installed(*modules: str) -> None:
+    """Look whether modules can be found, without importing them.
+
+    Raises:
+        UserError: If one cannot; the message says what to install.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            package = _PACKAGES.get(module, module)
+            raise UserError(f'{module} is not installed: pip install {package} (see docs/install.md)')
+
+
+def need(*modules: str) -> None:
+    """End a tool, with one line, where modules that it is going to import are not installed."""
+    try:
+        check_installed(*modules)
+    except UserError as error:
+        sys.exit(_fail(str(error)))
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -19,12 +19,13 @@ else:
     mmengine_types = nullcontext
 
 
-#: What to install for a module: the maintained fork's package, or upstream's of the same import name.
+#: What to install for a module of another name; two stacks bring the same modules: the maintained fork and upstream.
 _PACKAGES = {
     'mmengine': 'onedl-mmengine, or upstream mmengine',
     'mmcv': '--no-build-isolation onedl-mmcv, or upstream mmcv',
     'mmdet': 'onedl-mmdetection, or upstream mmdet',
     'mmseg': 'onedl-mmsegmentation, or upstream mmsegmentation',
+    'skimage': 'scikit-image',
 }
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from mmengine.config import Config
+
+from cvt_dense import launch
+from cvt_dense.cli import UserError
 
 #: Imports of these end in a ModuleNotFoundError, and importlib finds no spec for them.
 HIDE = 'import sys; sys.modules.update(dict.fromkeys({!r}))\n'
@@ -23,6 +28,12 @@ def run(code: str, *missing: str) -> tuple[str, str]:
         check=False,
     )
     return result.stdout, (result.stderr.strip().splitlines() or [''])[-1]
+
+
+def load(config: str) -> Config:
+    parser = argparse.ArgumentParser()
+    launch.add_common_arguments(parser)
+    return launch.load_config(parser.parse_args([str(ROOT / 'configs' / f'{config}.py')]))
 
 
 IMPORT = """
@@ -83,30 +94,46 @@ tool('benchmark', '--help')
     assert error == ''
 
 
-def test_a_config_names_the_toolkit_that_it_needs() -> None:
-    code = """
-tool('train', 'configs/maskrcnn_cvttiny_fpn_shapes.py')
-tool('test', 'configs/maskrcnn_cvttiny_fpn_shapes.py', 'a.pth')
-tool('predict', 'configs/maskrcnn_cvttiny_fpn_shapes.py', 'a.pth', 'a.jpg')
-"""
-    out, error = run(TOOLS + code, 'mmdet')
-    need = 'pip install onedl-mmdetection, or upstream mmdet (see docs/install.md)'
-    assert out.count(f'2: error: mmdet is not installed: {need}\n') == 3
-    assert error == ''
+@pytest.mark.parametrize(
+    ('config', 'missing', 'package'),
+    [
+        ('maskrcnn_cvttiny_fpn_shapes', 'mmdet', 'onedl-mmdetection, or upstream mmdet'),
+        ('upernet_cvttiny_shapes', 'mmseg', 'onedl-mmsegmentation, or upstream mmsegmentation'),
+        ('upernet_cvttiny_shapes', 'mmcv', '--no-build-isolation onedl-mmcv, or upstream mmcv'),
+    ],
+)
+def test_a_config_names_the_toolkit_that_it_needs(
+    config: str, missing: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError) as error:
+        load(config)
+    assert str(error.value) == f'{missing} is not installed: pip install {package} (see docs/install.md)'
 
 
-def test_without_mmdet_a_segmentor_is_built_and_predicts() -> None:
+def test_a_toolkit_that_a_config_does_not_need_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for config, missing in (('upernet_cvttiny_shapes', 'mmdet'), ('maskrcnn_cvttiny_fpn_shapes', 'mmseg')):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)
+            assert load(config).model.backbone.type == 'CvT'
+
+
+def test_mmcv_without_operators_is_named_for_a_detector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
+    with pytest.raises(UserError, match=r'^mmcv has no working operators: .*; run python tools/doctor.py$'):
+        launch.hide_gpu_without_operators(load('maskrcnn_cvttiny_fpn_shapes'))
+    launch.hide_gpu_without_operators(load('upernet_cvttiny_shapes'))
+
+
+def test_without_mmdet_a_segmentor_predicts() -> None:
     code = """
 import torch
 from cvt_dense import launch
 from mmengine.config import Config
-cfg = launch.load_config(__import__('argparse').Namespace(
-    config='configs/upernet_cvttiny_shapes.py', cfg_options=None, launcher='none', work_dir=None, local_rank=0))
-launch.hide_gpu_without_operators(cfg)
+from mmengine.registry import MODELS, init_default_scope
+cfg = Config.fromfile('configs/upernet_cvttiny_shapes.py')
 launch.use_batchnorm_without_gpu(cfg)
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
 init_default_scope(cfg.default_scope)
-cfg.model.backbone.init_cfg = None
 model = MODELS.build(cfg.model).eval()
 with torch.no_grad():
     print(tuple(model.encode_decode(torch.zeros(1, 3, 64, 64), [dict(img_shape=(64, 64))]).shape[2:]))

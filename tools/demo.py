@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cvt_dense import cli
 
-cli.need('mmengine')  # before the imports that would end in a stack trace
+cli.need('mmengine', 'matplotlib', 'skimage')  # before the imports that would end in a stack trace
 
 import cv2
 import numpy as np

@@ -1,16 +1,17 @@
 # Everything is quoted: the checkout and the environment may lie in a path with spaces.
 VENV ?= .venv
+VENV_OPENMMLAB ?= .venv-openmmlab
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint clean
+.PHONY: help env env-openmmlab demo test test-openmmlab test-openmmlab-core lint clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 28
 	@echo
-	@echo 'Settings: VENV=folder PYTHON=python3.x DEMO_ARGS="..." PYTEST_ARGS="..."'
+	@echo 'Settings: VENV=folder VENV_OPENMMLAB=folder PYTHON=python3.x DEMO_ARGS="..." PYTEST_ARGS="..."'
 
 env:  ## make or update the virtual environment (.venv, or VENV=folder)
 	@"$(PYTHON)" tools/setup_env.py --venv "$(VENV)"
@@ -20,6 +21,24 @@ demo: env  ## train and evaluate small models on data that comes with the projec
 
 test: env  ## run the tests
 	"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+
+# What a toolkit or torch of another version breaks first: the operator, its compilation, configs, checkpoints, runs.
+CORE = tests/test_trunk.py tests/test_backbone.py tests/checkpoints/test_load.py tests/test_launch.py \
+	tests/test_unpickling.py tests/test_resume.py tests/test_optim.py tests/test_precision.py \
+	'tests/test_configs.py::test_a_detector_trains_and_predicts[maskrcnn_cvt13_fpn_coco]' \
+	'tests/test_configs.py::test_a_detector_trains_and_predicts[dino_cvt13_coco]' \
+	'tests/test_configs.py::test_a_segmentor_trains_and_predicts[mask2former_cvt13_ade20k]' \
+	tests/test_tools.py::test_a_detector_trains_is_killed_resumes_and_is_tested \
+	tests/test_tools.py::test_a_segmentor_trains_is_killed_resumes_and_is_tested
+
+env-openmmlab:
+	@"$(PYTHON)" tools/setup_env.py --stack openmmlab --venv "$(VENV_OPENMMLAB)"
+
+test-openmmlab: env-openmmlab  ## run the tests with upstream OpenMMLab and the oldest torch
+	"$(VENV_OPENMMLAB)/bin/python" -m pytest $(PYTEST_ARGS)
+
+test-openmmlab-core: env-openmmlab  ## of these, those that another version breaks first
+	"$(VENV_OPENMMLAB)/bin/python" -m pytest $(CORE) $(PYTEST_ARGS)
 
 lint: env  ## check style and formatting
 	"$(VENV)/bin/python" -m ruff check .

@@ -19,6 +19,16 @@ else:
     mmengine_types = nullcontext
 
 
+#: What to install for a module of another name; two stacks bring the same modules: the maintained fork and upstream.
+_PACKAGES = {
+    'mmengine': 'onedl-mmengine, or upstream mmengine',
+    'mmcv': '--no-build-isolation onedl-mmcv, or upstream mmcv',
+    'mmdet': 'onedl-mmdetection, or upstream mmdet',
+    'mmseg': 'onedl-mmsegmentation, or upstream mmsegmentation',
+    'skimage': 'scikit-image',
+}
+
+
 class UserError(Exception):
     """Something that the user has to mend; the message is one line that says what and how."""
 
@@ -26,6 +36,26 @@ class UserError(Exception):
         # A DataLoader raises what its workers raise with a stack trace for a message, whose last line is the error.
         last = message.strip().splitlines()[-1]
         super().__init__(last.removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: '))
+
+
+def check_installed(*modules: str) -> None:
+    """Look whether modules can be found, without importing them.
+
+    Raises:
+        UserError: If one cannot; the message says what to install.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            package = _PACKAGES.get(module, module)
+            raise UserError(f'{module} is not installed: pip install {package} (see docs/install.md)')
+
+
+def need(*modules: str) -> None:
+    """End a tool, with one line, where modules that it is going to import are not installed."""
+    try:
+        check_installed(*modules)
+    except UserError as error:
+        sys.exit(_fail(str(error)))
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -68,6 +68,8 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UserError(f'config {args.config} cannot be read: {type(error).__name__}: {reason(error)}') from error
     if 'default_scope' not in cfg or 'model' not in cfg:
         raise UserError(f'config {args.config} is not a runnable one: it sets no model or no default_scope')
+    if cfg.default_scope in ('mmdet', 'mmseg'):
+        cli.check_installed('mmcv', cfg.default_scope)
     if args.cfg_options:
         _check_override_paths(cfg, args.cfg_options)
         try:
@@ -177,11 +179,16 @@ def hide_gpu_without_operators(cfg: Config) -> None:
 
     mmengine would put the model on it, and the first RoIAlign would fail. To be called before anything asks torch for
     GPUs, which it does once only.
+
+    Raises:
+        UserError: If mmcv was built without its operators, or for another torch.
     """
     if cfg.default_scope != 'mmdet':
         return
-    from mmcv.ops import get_compiling_cuda_version  # which segmentation can do without
-
+    try:
+        from mmcv.ops import get_compiling_cuda_version  # which segmentation can do without
+    except ImportError as error:
+        raise UserError(f'mmcv has no working operators: {reason(error)}; run python tools/doctor.py') from error
     if get_compiling_cuda_version() != 'not available':
         return
     os.environ['CUDA_VISIBLE_DEVICES'] = ''

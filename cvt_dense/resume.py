@@ -86,7 +86,10 @@ class SeededDataset:
 
 @DATA_SAMPLERS.register_module()
 class ResumableBatchSampler(Sampler):
-    """Batches of :class:`SeededIndex`, from any one on.
+    """Batches of :class:`SeededIndex`, from any one on; none before :meth:`start_at` has said from which.
+
+    Upstream mmengine starts workers, and the sampler, as it builds its loop over iterations, before that knows where to
+    start. Its InfiniteSampler cannot be started twice: it would have nothing left.
 
     Args:
         sampler: Of indices.
@@ -109,18 +112,21 @@ class ResumableBatchSampler(Sampler):
         else:
             settings = dict(sampler=sampler, batch_size=batch_size) | (dict(drop_last=True) if drop_last else {})
             self.batches = DATA_SAMPLERS.build(batch_sampler, default_args=settings)
-        self._seed, self._epoch, self._first = 0, 0, 0
+        self._start: tuple[int, int, int] | None = None
 
     def start_at(self, seed: int, epoch: int, batch: int) -> None:
         """Let the next iteration begin at a batch of an epoch."""
-        self._seed, self._epoch, self._first = seed, epoch, batch
+        self._start = seed, epoch, batch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
+        if self._start is None:
+            return
+        seed, epoch, first = self._start
         for number, batch in enumerate(self.batches):
-            if number >= self._first:
-                place = (self._seed, get_rank(), self._epoch, number)
+            if number >= first:
+                place = (seed, get_rank(), epoch, number)
                 yield [SeededIndex(index, derived_seed(*place, k)) for k, index in enumerate(batch)]
 
     def __len__(self) -> int:
@@ -153,6 +159,7 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
         """Train to the last iteration."""
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
+        self.dataloader_iterator = None  # upstream's, whose workers have nothing to do
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()

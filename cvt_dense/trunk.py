@@ -125,7 +125,8 @@ def check_images(x: torch.Tensor, in_channels: int) -> None:
         raise TypeError(f'CvT takes one tensor of (N, {in_channels}, H, W) images, got {type(x).__name__}')
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(f'CvT takes (N, {in_channels}, H, W) images, got shape {tuple(x.shape)}')
-    if x.shape[0] == 0 or min(x.shape[2:]) < MIN_SIZE:
+    # Not min() of both: torch 2.6 would compile anew for upright images, asking which side is the shorter one.
+    if x.shape[0] == 0 or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
         raise ValueError(
             f'CvT takes at least one image of at least {MIN_SIZE}x{MIN_SIZE} pixels, got shape {tuple(x.shape)}'
         )

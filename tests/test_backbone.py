@@ -214,38 +214,6 @@ def test_is_built_from_every_scope(scope: str) -> None:
         assert isinstance(MODELS.build(dict(type='CvT', arch='cvt-13', out_indices=(0,))), CvT)
 
 
-def _import_without(*packages: str) -> str:
-    """Import cvt_dense in an interpreter in which some packages cannot be found; returns what it prints."""
-    code = f"""
-import sys, importlib.abc
-class Hide(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {packages!r}:
-            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
-sys.meta_path.insert(0, Hide())
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name.split('.')[0] in {packages!r} else find(name, *a)
-import cvt_dense, torch
-cvt_dense.CvTTrunk('cvt-13', num_stages=1)(torch.zeros(1, 3, 16, 16))
-print(sorted({{name.split('.')[0] for name in sys.modules}} & {{'mmengine', 'mmcv', 'mmdet', 'mmseg'}}))
-print(cvt_dense.CvT.__name__)
-"""
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
-    return result.stdout + result.stderr.strip().splitlines()[-1] if result.returncode else result.stdout
-
-
-@pytest.mark.parametrize('missing', [('mmdet',), ('mmseg',), ('mmdet', 'mmseg', 'mmcv')])
-def test_imports_without_the_toolkits(missing: tuple[str, ...]) -> None:
-    assert _import_without(*missing) == "['mmengine']\nCvT\n"
-
-
-def test_without_mmengine_the_trunk_works_and_the_backbone_says_what_it_needs() -> None:
-    out = _import_without('mmengine', 'mmcv', 'mmdet', 'mmseg')
-    hint = 'pip install mmengine, or its maintained fork onedl-mmengine'
-    assert out == f'[]\nImportError: cvt_dense.CvT needs mmengine: {hint}'
-
-
 def test_an_older_torch_is_named() -> None:
     code = """
 import torch

@@ -220,3 +220,20 @@ def test_links_lead_somewhere(path: Path) -> None:
         if anchor:
             headings = re.findall(r'^#+ (.+)$', target.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r'[^\w\- ]', '', heading).lower().replace(' ', '-') for heading in headings}, link
+
+
+def test_the_installation_page_names_what_is_pinned_and_what_exists() -> None:
+    page = (ROOT / 'docs' / 'install.md').read_text()
+    for path in re.findall(r'\b(?:requirements|tests|tools)/[\w/]+(?:\.\w+)?', page):
+        assert (ROOT / path).exists(), path
+    targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    assert set(re.findall(r'\bmake ([\w-]+)', page)) <= set(targets)
+    table = re.search(r'## What was tried together\n(.+?)\n## ', page, re.DOTALL)[1]
+    rows = dict(re.findall(r'^\| ([\w, ]+) \| (.+) \|$', table, re.MULTILINE))
+    for column, folder in enumerate(('requirements', 'requirements/openmmlab')):
+        pins = [path.read_text() for path in sorted((ROOT / folder).glob('*.txt'))]
+        for packages in ('torch, torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'):
+            cell = rows[packages].split(' | ')[column].removeprefix('onedl ')
+            for package, version in zip(packages.split(', '), cell.split(', '), strict=True):
+                name = {'mmdet': 'mm(?:det|detection)'}.get(package, package)
+                assert re.search(rf'^(?:onedl-)?{name}=={re.escape(version)}$', '\n'.join(pins), re.MULTILINE), package

@@ -110,7 +110,7 @@ def test_a_missing_config_says_where_the_configs_are(tmp_path: Path, name: str) 
         ),
         ('x = 1 / 0\n' + CONFIG, 'ZeroDivisionError'),
         ('x = [][1]\n' + CONFIG, 'IndexError'),
-        ('import os\nx = os.no_such_attribute\n' + CONFIG, 'no_such_attribute'),
+        ('x = [].no_such_attribute\n' + CONFIG, 'no_such_attribute'),
         ('x = {{_base_.missing}}\n' + CONFIG, 'missing'),
     ],
 )

@@ -169,6 +169,14 @@ def test_batches_are_those_of_the_sampler_from_any_one_on(drop_last: bool) -> No
         assert batches(sampler) == whole[first:]
 
 
+def test_there_are_no_batches_before_it_is_said_where_to_start() -> None:
+    """Upstream mmengine asks for them too early, and its endless sampler can be asked only once."""
+    sampler = ResumableBatchSampler(InfiniteSampler(range(7), seed=5), 3)
+    assert list(sampler) == []
+    sampler.start_at(5, 0, 2)
+    assert len(next(iter(sampler))) == 3
+
+
 def test_an_endless_sampler_goes_on_where_it_was() -> None:
     def first_batches(start: int, count: int) -> list[list[int]]:
         sampler = ResumableBatchSampler(InfiniteSampler(range(7), seed=5), 3)

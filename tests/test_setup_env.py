@@ -124,16 +124,45 @@ def test_digest_sees_content_order_and_absence(tmp_path):
     assert len({absent, first, tool.digest(file), tool.digest('ab', 'c'), tool.digest('a', 'bc')}) == 5
 
 
-def test_pinned(tmp_path):
+def test_pins(tmp_path):
     file = tmp_path / 'x.txt'
-    file.write_text('# mmcv==0\nonedl-mmcv==2.3.6; python_version > "3"\n')
-    assert tool.pinned(file, 'onedl-mmcv') == '2.3.6'
-    with pytest.raises(tool.SetupError, match='does not pin torch'):
-        tool.pinned(file, 'torch')
+    file.write_text('# mmcv==0\nonedl-mmcv==2.3.6; python_version > "3"\nsix==1.17.0\n')
+    assert tool.pins(file) == {'onedl-mmcv': '2.3.6', 'six': '1.17.0'}
+
+
+def test_a_stack_has_files_of_its_own_and_shares_the_others():
+    def files(stack):
+        names = ('torch.txt', 'mmcv.txt', f'{stack}.txt', 'runtime.txt', 'constraints.txt')
+        paths = [tool.stack_file(name, stack, ROOT / 'requirements') for name in names]
+        assert all(path.is_file() for path in paths)
+        return paths
+
+    onedl, openmmlab = files('onedl'), files('openmmlab')
+    assert onedl[3:] == openmmlab[3:]
+    pins = [tool.pins(a) | tool.pins(b) | tool.pins(c) for a, b, c, *_ in (onedl, openmmlab)]
+    assert pins[0]['torch'] == '2.11.0'
+    assert pins[1]['torch'] == '2.6.0'
+    # None of the fork's packages beside upstream's: they unpack into the same folders.
+    assert {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'} <= set(pins[0])
+    assert {'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'} <= set(pins[1])
+    assert not any(name.startswith('onedl') for name in pins[1])
+
+
+def test_another_stack_starts_the_environment_afresh(tmp_path):
+    env = tool.Environment(tmp_path, {'CVT_DENSE_CACHE': str(tmp_path)}, tool.Progress(6, io.StringIO()))
+    stamp = tool.Stamp(tmp_path / tool.STAMP_NAME)
+    keys = [{step.name: step.key() for step in tool.Setup(env, stamp, stack).steps()} for stack in tool.STACKS]
+    changed = {name for name in keys[0] if keys[0][name] != keys[1][name]}
+    assert changed == {'venv', 'torch', 'libraries', 'mmcv'}
+
+
+def test_an_unknown_stack_is_refused():
+    with pytest.raises(SystemExit):
+        tool.main(['--stack', 'openmmlabs'])
 
 
 def test_every_requirement_is_pinned():
-    for file in (ROOT / 'requirements').glob('*.txt'):
+    for file in (ROOT / 'requirements').rglob('*.txt'):
         for line in file.read_text().splitlines():
             assert not line or line.startswith('#') or '==' in line.partition(';')[0], f'{file.name}: {line}'
 

@@ -24,13 +24,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cvt_dense import cli
+
+cli.need('matplotlib')  # before the imports that would end in a stack trace
+
 import timm
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cvt_dense import CvTTrunk, __version__, cli
+from cvt_dense import CvTTrunk, __version__
 from cvt_dense.cli import UserError
 from cvt_dense.flops import count_macs
 

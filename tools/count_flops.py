@@ -17,6 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cvt_dense import cli
+
+cli.need('mmengine')  # before the imports that would end in a stack trace
+
 import torch
 import yaml
 from mmengine.config import Config
@@ -25,7 +29,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cvt_dense import cli, launch
+from cvt_dense import launch
 from cvt_dense.cli import UserError
 from cvt_dense.flops import count_macs
 

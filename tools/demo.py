@@ -13,6 +13,10 @@ import os
 import time
 from pathlib import Path
 
+from cvt_dense import cli
+
+cli.need('mmengine', 'matplotlib', 'skimage')  # before the imports that would end in a stack trace
+
 import cv2
 import numpy as np
 from make_shapes import CLASSES, ShapesError, make_dataset

@@ -14,6 +14,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from cvt_dense import cli
+
+cli.need('mmengine')  # before the imports that would end in a stack trace
+
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger

@@ -17,6 +17,10 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
+from cvt_dense import cli
+
+cli.need('mmengine')  # before the imports that would end in a stack trace
+
 import cv2
 import torch
 from mmengine.config import Config, DictAction

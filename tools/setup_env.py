@@ -4,6 +4,8 @@
 ``python3 tools/setup_env.py --venv .venv`` installs what ``requirements/`` pins, compiles mmcv's operators
 against the installed torch, and installs the project itself in editable mode. Run again, it redoes only the
 steps whose inputs changed; an interrupted run is continued. It needs nothing but the standard library.
+``--stack openmmlab`` installs upstream OpenMMLab and the oldest torch: what ``requirements/openmmlab/`` has
+takes the place of the file of that name in ``requirements/``.
 
 Environment variables: ``CVT_DENSE_CACHE`` (where built mmcv wheels are kept), ``FORCE_CUDA`` (1: CUDA
 operators also without a GPU, 0: never), ``MAX_JOBS`` (parallel compilers), ``CFLAGS``, and everything that
@@ -40,6 +42,7 @@ except ImportError:  # Windows, which main() turns down in words
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = (3, 10)
 NEWEST_PYTHON = (3, 12)
+STACKS = ('onedl', 'openmmlab')  # the fork's packages and upstream's share their import names
 
 STAMP_NAME = 'cvt_dense-setup.json'
 LOG_FOLDER = 'cvt_dense-logs'
@@ -357,12 +360,15 @@ def digest(*parts: str | bytes | Path) -> str:
     return total.hexdigest()[:16]
 
 
-def pinned(requirements: Path, name: str) -> str:
-    """The version that a requirements file pins a package to."""
-    found = re.search(rf'^{re.escape(name)}==([^\s;#]+)', requirements.read_text(encoding='utf-8'), re.MULTILINE)
-    if not found:
-        raise SetupError(f'{requirements} does not pin {name}')
-    return found.group(1)
+def pins(requirements: Path) -> dict[str, str]:
+    """The versions that a requirements file pins packages to."""
+    return dict(re.findall(r'^([\w-]+)==([^\s;#]+)', requirements.read_text(encoding='utf-8'), re.MULTILINE))
+
+
+def stack_file(name: str, stack: str, requirements: Path) -> Path:
+    """The requirements file that a stack uses: its own, or else the common one."""
+    own = requirements / stack / name
+    return own if own.exists() else requirements / name
 
 
 def wheel_key(mmcv: str, torch: str, python: str, platform: str, variant: str) -> str:
@@ -629,47 +635,51 @@ class Step:
 class Setup:
     """The steps in order: torch before mmcv, which is compiled against it; mmcv after all it imports."""
 
-    def __init__(self, env: Environment, stamp: Stamp, requirements: Path = ROOT / 'requirements') -> None:
+    def __init__(self, env: Environment, stamp: Stamp, stack: str = STACKS[0]) -> None:
         self.env = env
         self.stamp = stamp
-        self.files = requirements
-        self.mmcv = pinned(requirements / 'mmcv.txt', 'onedl-mmcv')
+        self.stack = stack
+        # the fork's versions begin where upstream's ended, so a version names one of the two
+        self.mmcv_name, self.mmcv = next(iter(pins(self._file('mmcv.txt')).items()))
         self.wheels = cache_folder(env.base_env) / 'wheels'
+
+    def _file(self, name: str) -> Path:
+        return stack_file(name, self.stack, ROOT / 'requirements')
 
     def steps(self) -> list[Step]:
         """All steps."""
-        env, files = self.env, self.files
-        constraints = files / 'constraints.txt'
-        libraries = [files / 'runtime.txt', files / 'onedl.txt', files / 'dev.txt']
+        env = self.env
+        build, torch, constraints = (self._file(f'{name}.txt') for name in ('build', 'torch', 'constraints'))
+        libraries = [self._file(f'{name}.txt') for name in ('runtime', self.stack, 'dev')]
         project = [ROOT / 'setup.py', ROOT / 'pyproject.toml', ROOT / 'cvt_dense' / 'version.py']
         return [
             Step('venv', f'virtual environment {env.venv}', self._venv_key, self._venv_present, self._make_venv),
             Step(
                 'build',
                 'build tools',
-                lambda: digest(files / 'build.txt'),
+                lambda: digest(build),
                 lambda: env.has('setuptools') and env.has('ninja'),
-                lambda: self._install('build', files / 'build.txt'),
+                lambda: self._install('build', build),
             ),
             Step(
                 'torch',
                 'torch and torchvision (several GB where CUDA comes with them)',
-                lambda: digest(files / 'torch.txt'),
+                lambda: digest(torch),
                 lambda: env.has('torch') and env.has('torchvision') and env.torch_versions() is not None,
-                lambda: self._install('torch', files / 'torch.txt'),
+                lambda: self._install('torch', torch),
             ),
             Step(
                 'libraries',
                 'mmengine, mmdetection, mmsegmentation, timm and the rest',
                 lambda: digest(*libraries, constraints),
-                lambda: env.has('onedl-mmdetection') and env.has('timm') and env.has('pytest'),
+                lambda: all(env.has(name) for name in [*pins(self._file(f'{self.stack}.txt')), 'timm', 'pytest']),
                 lambda: self._install_libraries(libraries),
             ),
             Step(
                 'mmcv',
                 'mmcv and its operators',
                 self._mmcv_key,
-                lambda: env.has('onedl-mmcv'),
+                lambda: env.has(self.mmcv_name),
                 self._install_mmcv,
             ),
             Step(
@@ -710,7 +720,8 @@ class Setup:
     # -- venv
 
     def _venv_key(self) -> str:
-        return digest(str(self.env.venv), sysconfig.get_python_version(), sysconfig.get_platform())
+        # with the stack: where one is laid over the other, each has files of both
+        return digest(str(self.env.venv), sysconfig.get_python_version(), sysconfig.get_platform(), self.stack)
 
     def _venv_present(self) -> bool:
         # bin/python is a dead link if the Python it was made with is gone;
@@ -737,16 +748,16 @@ class Setup:
         remove_half_installed(self.env.site_packages)
         arguments = [argument for file in requirements for argument in ('-r', str(file))]
         # runtime.txt too: torchvision would else bring the newest numpy, only to be replaced a step later
-        for file in (self.files / 'constraints.txt', self.files / 'runtime.txt'):
-            arguments += ['-c', str(file)]
+        for file in ('constraints.txt', 'runtime.txt'):
+            arguments += ['-c', str(self._file(file))]
         self.env.pip_install(name, *arguments)
 
     def _install_libraries(self, requirements: list[Path]) -> None:
         self._install('libraries', *requirements)
         # Some packages want opencv-python, others opencv-python-headless, and both unpack into one folder.
         # The second to be unpacked wins; with the headless one, no libGL is needed.
-        headless = f'opencv-python-headless=={pinned(self.files / "onedl.txt", "opencv-python-headless")}'
-        self.env.pip_install('libraries', '--no-deps', '--force-reinstall', headless)
+        headless = pins(self._file(f'{self.stack}.txt'))['opencv-python-headless']
+        self.env.pip_install('libraries', '--no-deps', '--force-reinstall', f'opencv-python-headless=={headless}')
 
     # -- mmcv
 
@@ -787,7 +798,7 @@ class Setup:
         for old in self.wheels.glob('.build-*'):  # of a build that was killed
             if time.time() - old.stat().st_mtime > 86400:
                 shutil.rmtree(old, ignore_errors=True)
-        requirement = f'onedl-mmcv=={self.mmcv}'
+        requirement = f'{self.mmcv_name}=={self.mmcv}'
         # Not straight into its folder: a wheel that is cut off must not be taken for a whole one.
         with tempfile.TemporaryDirectory(prefix='.build-', dir=str(self.wheels)) as made:
             flags = ['--no-deps', '--no-build-isolation', '--no-cache-dir', '--progress-bar', 'off', '-v']
@@ -848,6 +859,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description='Make or update the virtual environment of this project.')
     parser.add_argument('--venv', default='.venv', help='folder of the environment (default: .venv)')
+    parser.add_argument(
+        '--stack',
+        choices=STACKS,
+        default=STACKS[0],
+        help='the maintained fork of OpenMMLab, or upstream with the oldest torch (default: onedl)',
+    )
     options = parser.parse_args(arguments)
 
     problem = python_problem(sys.version_info)
@@ -862,7 +879,7 @@ def main(arguments: list[str] | None = None) -> int:
         venv = Path(options.venv).expanduser().resolve()
         claim_folder(venv)
         with locked(venv, progress):
-            Setup(Environment(venv, dict(os.environ), progress), Stamp(venv / STAMP_NAME)).run()
+            Setup(Environment(venv, dict(os.environ), progress), Stamp(venv / STAMP_NAME), options.stack).run()
     except SetupError as error:
         progress.end()
         print(f'error: {error}', file=sys.stderr)

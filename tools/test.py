@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import argparse
 
+from cvt_dense import cli
+
+cli.need('mmengine')  # before the imports that would end in a stack trace
+
 from cvt_dense import launch
 
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cvt_dense import cli
+
+cli.need('mmengine')  # before the imports that would end in a stack trace
+
 from cvt_dense import launch
 from cvt_dense.resume import make_resumable
 

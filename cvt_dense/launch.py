@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -23,15 +24,27 @@ from .checkpoints import CheckpointError
 from .checkpoints.files import reason
 from .cli import UserError
 from .distributed import use_gloo_without_gpu
+from .interruption import INTERRUPTED, Interrupted, InterruptionHook, signals
 from .resume import write_files_atomically
 from .unpickling import load_checkpoints_safely, read_checkpoint
+from .work_dir import way_on
+from .workers import protect_workers
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run the ``main`` of a tool that reads and writes training checkpoints, see :func:`cvt_dense.cli.run`."""
+    """Run the ``main`` of a tool that reads and writes training checkpoints, see :func:`cvt_dense.cli.run`.
+
+    A signal to stop ends it with 128 and the signal's number, and one line on stderr.
+    """
     load_checkpoints_safely()
     write_files_atomically()
-    cli.run(main)
+    try:
+        signals.listen()
+        cli.run(main)
+    except Interrupted as stop:
+        if is_main_process():
+            print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -285,6 +298,8 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem) for path in work_dir.glob('*.pth')}
     numbers = {path: int(match[1]) for path, match in numbered.items() if match}
     newest_first = sorted(numbers, key=numbers.__getitem__, reverse=True)
+    if (work_dir / INTERRUPTED).is_file():  # the next ordinary one replaces it
+        newest_first.insert(0, work_dir / INTERRUPTED)
     for path in [Path(noted), *newest_first] if noted and Path(noted).is_file() else newest_first:
         try:
             read_checkpoint(str(path))
@@ -292,7 +307,7 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
             print(f'skipped while looking for a checkpoint to resume from: {error}', file=sys.stderr)
         else:
             return str(path)
-    if numbers:
+    if newest_first:
         raise UserError(f'no checkpoint in {work_dir} can be read; start afresh in another folder with --work-dir')
     return noted or None
 
@@ -332,6 +347,9 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         UserError: If a part of it cannot be built as the config has it.
     """
+    protect_workers(cfg)
+    hooks = [ConfigDict(type='InterruptionHook'), ConfigDict(type='StopWhenDivergedHook')]
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     try:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
@@ -350,6 +368,43 @@ def build_optimizer(runner: Runner) -> None:
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'optim_wrapper cannot be built: {type(error).__name__}: {reason(error)}') from error
+
+
+def train(runner: Runner) -> None:
+    """Train, and let what ends a run from outside be one line that says where its work is.
+
+    Raises:
+        Interrupted: If a signal says to stop; what was trained is saved then.
+        UserError: If a process that the run needs was killed.
+    """
+    try:
+        runner.train()
+    except Interrupted as stop:
+        (hook,) = (hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
+        raise Interrupted(stop.number, f'{stop} {hook.save(runner)}; {way_on(runner.work_dir)}') from None
+    except RuntimeError as error:
+        cause = _lost_process(str(error))
+        if cause is None:
+            raise
+        if signals.number:  # the signal that ended it came to this process too
+            raise Interrupted(signals.number) from error
+        raise UserError(f'{cause}; {way_on(runner.work_dir)}') from error
+
+
+def _lost_process(message: str) -> str | None:
+    """What an error of torch's says about a process that is gone, if it does."""
+    worker = re.search(
+        r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)', message
+    )
+    if worker:
+        fate = worker[2].replace('is killed', 'was killed')
+        return (
+            f'data-loader worker {worker[1]} {fate}, most likely since memory ran out: lower '
+            'train_dataloader.num_workers or batch_size'
+        )
+    if 'Connection closed by peer' in message or 'Connection reset by peer' in message:
+        return 'another process of this run ended; its own last lines say why'
+    return None
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

@@ -24,6 +24,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
 
+from .interruption import INTERRUPTED
+
 _LOOPS = {
     'EpochBasedTrainLoop': 'ResumableEpochBasedTrainLoop',
     'IterBasedTrainLoop': 'ResumableIterBasedTrainLoop',
@@ -200,6 +202,8 @@ class KeepUntilSavedCheckpointHook(CheckpointHook):
                 self.file_backend.remove(path)
             elif self.file_backend.isdir(path):  # of a sharded strategy
                 self.file_backend.rmtree(path)
+        if is_main_process():
+            Path(runner.work_dir, INTERRUPTED).unlink(missing_ok=True)  # this one is newer
 
 
 class AtomicLocalBackend(LocalBackend):

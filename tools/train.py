@@ -8,10 +8,15 @@ Example:
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports, which take seconds, is no stack trace
 
 from cvt_dense import launch
 from cvt_dense.resume import make_resumable
+from cvt_dense.work_dir import claimed
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,19 +48,20 @@ def main() -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='EMAHook')]
     if args.auto_scale_lr:
         launch.enable_auto_scale_lr(cfg)
-    if args.resume:
-        launch.set_resume(cfg, args.resume)
-    elif cfg.get('load_from'):
-        launch.check_checkpoint(cfg.load_from)
     launch.check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
     launch.use_batchnorm_without_gpu(cfg)
     if not make_resumable(cfg):
         print(f'note: runs of {cfg.train_cfg.get("type")} do not resume exactly', file=sys.stderr)
-    runner = launch.build_runner(cfg)
-    launch.build_optimizer(runner)
-    if cfg.get('load_from') and not cfg.get('resume'):
-        launch.check_weights(runner.model, cfg.load_from, prefix='backbone.')  # heads may be for other classes
-    runner.train()
+    with claimed(cfg.work_dir, cfg.launcher):
+        if args.resume:
+            launch.set_resume(cfg, args.resume)
+        elif cfg.get('load_from'):
+            launch.check_checkpoint(cfg.load_from)
+        runner = launch.build_runner(cfg)
+        launch.build_optimizer(runner)
+        if cfg.get('load_from') and not cfg.get('resume'):
+            launch.check_weights(runner.model, cfg.load_from, prefix='backbone.')  # heads may be for other classes
+        launch.train(runner)
 
 
 if __name__ == '__main__':

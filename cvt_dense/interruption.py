@@ -1,0 +1,146 @@
+"""Runs that are told to stop, by SIGTERM, SIGINT (Ctrl-C) or SIGHUP, stop with their work saved.
+
+A signal that comes while the weights change is noted and obeyed before the next iteration; at any other time, while a
+run starts or evaluates, it is obeyed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+#: What a run that was stopped leaves in its work directory, until it has written its next ordinary checkpoint.
+INTERRUPTED = 'interrupted.pth'
+
+
+class Interrupted(BaseException):
+    """A signal stops the run; as KeyboardInterrupt no Exception, which code on the way might take for an error."""
+
+    def __init__(self, number: int, message: str | None = None) -> None:
+        super().__init__(f'stopped by {signal.Signals(number).name}' if message is None else message)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """What shells give a process that a signal ended."""
+        return 128 + self.number
+
+
+class Signals:
+    """The signals that this process was sent.
+
+    Attributes:
+        number: The first one; 0 if there was none.
+        deferred: Whether a signal is only noted. Otherwise it raises :class:`Interrupted`.
+    """
+
+    #: Seconds in which another signal is the same one again: timeout(1) and job managers send it to the process, and to
+    #: all of its group.
+    TWICE = 1.0
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.deferred = False
+        self._at = 0.0
+        self._pid = 0
+
+    def listen(self) -> None:
+        """Handle signals from now on, but for those that are ignored, as under nohup."""
+        self._pid = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a process that was forked, before it has said what signals are to it
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if self.number:
+            if time.monotonic() - self._at > self.TWICE:
+                os._exit(128 + number)
+            return
+        self.number, self._at = number, time.monotonic()
+        if not self.deferred:
+            raise Interrupted(number)
+        if is_main_process():  # print() may be what was interrupted
+            os.write(2, f'{signal.Signals(number).name}: saving and stopping; once more to stop at once\n'.encode())
+
+
+signals = Signals()
+
+
+@HOOKS.register_module()
+class InterruptionHook(Hook):
+    """Stops between two iterations, on all processes at the same one, and at any time during validation."""
+
+    priority = 'VERY_HIGH'  # in after_val_epoch before EMAHook, which swaps weights
+
+    def __init__(self) -> None:
+        self._on_disk: int | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Note what there is nothing to save of: a start, or the checkpoint that was resumed from."""
+        self._on_disk = runner.iter
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Note which iteration is being saved, if it is all that a resume needs."""
+        if 'optimizer' in checkpoint:
+            self._on_disk = checkpoint['meta']['iter']
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Stop if any process was told to; where gradients are accumulated, only when there are none."""
+        signals.deferred = True
+        if runner.iter % runner.cfg.optim_wrapper.get('accumulative_counts', 1) == 0:
+            self._stop_if_told()
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Obey signals at once from here on."""
+        if batch_idx == 0:
+            signals.deferred = False
+            self._stop_if_told()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Defer signals again."""
+        signals.deferred = True
+
+    def _stop_if_told(self) -> None:
+        number = torch.tensor(signals.number, dtype=torch.uint8)
+        all_reduce(number, 'max')  # nothing for a single process; with GPUs, the losses were waited for just before
+        if number:
+            raise Interrupted(int(number))
+
+    def save(self, runner: Runner) -> str:
+        """Save what was trained since the last checkpoint; returns what to tell the user."""
+        if self._on_disk is None:
+            return 'before the first iteration'
+        where = f'after iteration {runner.iter} of {runner.max_iters}'
+        if not isinstance(runner, Runner) or not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
+            return f'{where}, not saved: neither sharded models nor configs without checkpoints are'
+        if runner.iter != self._on_disk:
+            self._save(runner)
+        if signals.deferred:  # all processes stop here; whoever goes first would have the others ended
+            barrier()
+        return where
+
+    def _save(self, runner: Runner) -> None:
+        if not signals.deferred:  # during validation
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook.after_val_epoch(runner)  # swaps the averaged weights for those in training
+        signals.deferred, before = True, signals.deferred
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta, by_epoch=False)
+        if is_main_process():
+            (Path(runner.work_dir) / 'last_checkpoint').write_text(str(Path(runner.work_dir) / INTERRUPTED))
+        signals.deferred = before

@@ -41,10 +41,15 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         signals.listen()
         cli.run(main)
-    except Interrupted as stop:
-        if is_main_process():
-            print(stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
+    except Interrupted as interrupted:
+        stop = interrupted
+    except Exception:
+        if signals.deferred or not signals.number:
+            raise
+        stop = Interrupted(signals.number)  # something on the way, such as a bare except, made an error of it
+    if is_main_process():
+        print(stop, file=sys.stderr)
+    sys.exit(stop.exit_code)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Kill a small training at random moments and resume it, over and over; the weights must end as if nothing had happened.
+"""Kill a small training at random moments and resume it, over and over: it must end with the weights of one left alone.
 
 The imports, which take most of a short run's time, are done once: each run is a forked process.
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed import DistNetworkError, DistStoreError
 
 from . import cli
 from .checkpoints import CheckpointError
@@ -40,7 +42,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     write_files_atomically()
     try:
         signals.listen()
-        cli.run(main)
+        cli.run(partial(_with_one_line_for_the_network, main))
     except Interrupted as interrupted:
         stop = interrupted
     except Exception:
@@ -50,6 +52,15 @@ def run(main: Callable[[], None]) -> NoReturn:
     if is_main_process():
         print(stop, file=sys.stderr)
     sys.exit(stop.exit_code)
+
+
+def _with_one_line_for_the_network(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except (DistNetworkError, DistStoreError) as error:  # a port is taken, or a process does not come
+        raise UserError(
+            f'the processes cannot meet: {reason(error)}; torchrun --standalone, or --master-port, takes another port'
+        ) from error
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Runs that are told to stop, by SIGTERM, SIGINT (Ctrl-C) or SIGHUP, stop with their work saved.
 
-A signal that comes while the weights change is noted and obeyed before the next iteration; at any other time, while a
-run starts or evaluates, it is obeyed at once.
+A signal that comes during training is noted and obeyed before the next iteration, of training or validation; at any
+other time it is obeyed at once.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.dist import all_reduce, barrier, is_main_process
@@ -41,7 +42,8 @@ class Signals:
 
     Attributes:
         number: The first one; 0 if there was none.
-        deferred: Whether a signal is only noted. Otherwise it raises :class:`Interrupted`.
+        response: ``'exit'`` ends the process, ``'note'`` leaves it to whoever looks at ``number``, ``'raise'`` raises
+            :class:`Interrupted`, wherever the process is, so that it may get lost: look at ``number`` too.
     """
 
     #: Seconds in which another signal is the same one again: timeout(1) and job managers send it to the process, and to
@@ -50,7 +52,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.number = 0
-        self.deferred = False
+        self.response: Literal['exit', 'note', 'raise'] = 'exit'
         self._at = 0.0
         self._pid = 0
 
@@ -71,10 +73,17 @@ class Signals:
                 os._exit(128 + number)
             return
         self.number, self._at = number, time.monotonic()
-        if not self.deferred:
+        if self.response == 'raise':
             raise Interrupted(number)
-        if is_main_process():  # print() may be what was interrupted
-            os.write(2, f'{signal.Signals(number).name}: saving and stopping; once more to stop at once\n'.encode())
+        if self.response == 'exit':
+            _say(f'stopped by {signal.Signals(number).name}: there was nothing to save')
+            os._exit(128 + number)
+        _say(f'{signal.Signals(number).name}: saving and stopping; once more to stop at once')
+
+
+def _say(line: str) -> None:
+    if is_main_process():
+        os.write(2, f'{line}\n'.encode())  # print() may be what was interrupted
 
 
 signals = Signals()
@@ -82,15 +91,16 @@ signals = Signals()
 
 @HOOKS.register_module()
 class InterruptionHook(Hook):
-    """Stops between two iterations, on all processes at the same one, and at any time during validation."""
+    """Stops a run between two iterations of training, on all processes at the same one, or of validation."""
 
     priority = 'VERY_HIGH'  # in after_val_epoch before EMAHook, which swaps weights
 
     def __init__(self) -> None:
-        self._on_disk: int | None = None
+        self._on_disk = 0
+        self._validates = False
 
     def before_train(self, runner: Runner) -> None:
-        """Note what there is nothing to save of: a start, or the checkpoint that was resumed from."""
+        """Note what there is no need to save: a start, or the checkpoint that was resumed from."""
         self._on_disk = runner.iter
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -100,47 +110,49 @@ class InterruptionHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Stop if any process was told to; where gradients are accumulated, only when there are none."""
-        signals.deferred = True
+        signals.response = 'note'
         if runner.iter % runner.cfg.optim_wrapper.get('accumulative_counts', 1) == 0:
-            self._stop_if_told()
+            number = torch.tensor(signals.number, dtype=torch.uint8)
+            all_reduce(number, 'max')  # nothing for a single process; with GPUs, the losses were waited for just before
+            if number:
+                raise Interrupted(int(number))
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Obey signals at once from here on."""
-        if batch_idx == 0:
-            signals.deferred = False
-            self._stop_if_told()
+        """Stop if this process was told to: the others have the same weights, and the first one saves them."""
+        self._validates, signals.response = True, 'note'
+        if signals.number:
+            raise Interrupted(signals.number)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Obey signals at once while metrics are computed, which may take minutes."""
+        if batch_idx + 1 == len(runner.val_dataloader):
+            signals.response = 'raise'
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Defer signals again."""
-        signals.deferred = True
-
-    def _stop_if_told(self) -> None:
-        number = torch.tensor(signals.number, dtype=torch.uint8)
-        all_reduce(number, 'max')  # nothing for a single process; with GPUs, the losses were waited for just before
-        if number:
-            raise Interrupted(int(number))
+        """Only note signals again."""
+        self._validates, signals.response = False, 'note'
 
     def save(self, runner: Runner) -> str:
         """Save what was trained since the last checkpoint; returns what to tell the user."""
-        if self._on_disk is None:
-            return 'before the first iteration'
+        signals.response = 'note'
         where = f'after iteration {runner.iter} of {runner.max_iters}'
         if not isinstance(runner, Runner) or not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
             return f'{where}, not saved: neither sharded models nor configs without checkpoints are'
         if runner.iter != self._on_disk:
             self._save(runner)
-        if signals.deferred:  # all processes stop here; whoever goes first would have the others ended
+        if not self._validates:  # all processes stop here; whoever goes first would have the others ended
             barrier()
         return where
 
     def _save(self, runner: Runner) -> None:
-        if not signals.deferred:  # during validation
+        if self._validates:
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)  # swaps the averaged weights for those in training
-        signals.deferred, before = True, signals.deferred
         meta = dict(epoch=runner.epoch, iter=runner.iter)
         runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta, by_epoch=False)
         if is_main_process():
-            (Path(runner.work_dir) / 'last_checkpoint').write_text(str(Path(runner.work_dir) / INTERRUPTED))
-        signals.deferred = before
+            path = Path(runner.work_dir) / INTERRUPTED
+            (Path(runner.work_dir) / 'last_checkpoint').write_text(str(path))

@@ -43,15 +43,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         signals.listen()
         cli.run(partial(_with_one_line_for_the_network, main))
-    except Interrupted as interrupted:
-        stop = interrupted
-    except Exception:
-        if signals.deferred or not signals.number:
-            raise
-        stop = Interrupted(signals.number)  # something on the way, such as a bare except, made an error of it
-    if is_main_process():
-        print(stop, file=sys.stderr)
-    sys.exit(stop.exit_code)
+    except Interrupted as stop:
+        if is_main_process():
+            print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
 
 
 def _with_one_line_for_the_network(main: Callable[[], None]) -> None:
@@ -395,15 +390,16 @@ def train(runner: Runner) -> None:
     """
     try:
         runner.train()
-    except Interrupted as stop:
-        (hook,) = (hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
-        raise Interrupted(stop.number, f'{stop} {hook.save(runner)}; {way_on(runner.work_dir)}') from None
-    except RuntimeError as error:
-        cause = _lost_process(str(error))
+    except (Interrupted, Exception) as error:
+        if isinstance(error, Interrupted) or (signals.number and signals.response == 'raise'):  # made an error of
+            number = signals.number or error.number  # the latter from another process
+            (hook,) = (hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
+            raise Interrupted(number, f'{Interrupted(number)} {hook.save(runner)}; {way_on(runner.work_dir)}') from None
+        cause = _lost_process(str(error)) if isinstance(error, RuntimeError) else None
         if cause is None:
             raise
-        if signals.number:  # the signal that ended it came to this process too
-            raise Interrupted(signals.number) from error
+        if signals.number:  # it got the signal that this process got
+            raise Interrupted(signals.number, f'{Interrupted(signals.number)}; {way_on(runner.work_dir)}') from error
         raise UserError(f'{cause}; {way_on(runner.work_dir)}') from error
 
 

@@ -19,8 +19,12 @@ import torch
 from conftest import ROOT
 from make_shapes import main as make_shapes
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
+from test_resume import Regressor
 from test_resume import config as small_config
 from torch import nn
 
@@ -44,7 +48,7 @@ def _no_signal() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    signals.number, signals.deferred = 0, False
+    signals.number, signals.response = 0, 'exit'
 
 
 @pytest.fixture(scope='module')
@@ -108,7 +112,7 @@ def config(work_dir: Path, by_epoch: bool = False, workers: int = 0, **settings:
 
 
 def _forget() -> None:
-    signals.number, signals.deferred = 0, False
+    signals.number, signals.response = 0, 'exit'
 
 
 def test_a_signal_waits_until_accumulated_gradients_are_used(tmp_path: Path) -> None:
@@ -118,40 +122,75 @@ def test_a_signal_waits_until_accumulated_gradients_are_used(tmp_path: Path) -> 
         train(config(tmp_path, **settings), Call('after_train_iter', 5, send(signal.SIGTERM)))
 
 
-def test_a_signal_before_the_first_iteration_has_nothing_to_save(tmp_path: Path) -> None:
-    signals.listen()
-    with pytest.raises(Interrupted, match=r'SIGTERM before the first iteration; no checkpoint has been written yet'):
+def test_a_signal_before_the_first_iteration_ends_the_process_at_once(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        signals.listen()
         train(config(tmp_path), Call('before_run', 0, send(signal.SIGTERM)))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
     assert not list(tmp_path.glob('*.pth'))
 
 
-class Validating(Hook):
-    """Stands for a validation: calls its hooks, and another one amid them."""
+@METRICS.register_module()
+class Metric(BaseMetric):
+    """Is sent a signal in the validation after an iteration, while it looks at predictions or at the end."""
 
-    priority = 'LOWEST'
+    def __init__(self, at: int = 0, where: str = '', swallow: bool = False) -> None:
+        super().__init__()
+        self.at, self.where, self.swallow = at, where, swallow
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    def _send(self, where: str) -> None:
+        if where == self.where and MessageHub.get_current_instance().get_info('iter') + 1 == self.at:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException:
+                if not self.swallow:
+                    raise
+                raise SyntaxError('wrong') from None
 
-    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        if runner.iter + 1 == self.at:
-            runner.train_loop._iter += 1  # what the loops do before they validate
-            for step in ('before_val', 'before_val_epoch'):
-                runner.call_hook(step)
-            runner.call_hook('before_val_iter', batch_idx=0, data_batch=None)
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise AssertionError('the signal was not obeyed')
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.append(1)
+        self._send('process')
+
+    def compute_metrics(self, results: list[int]) -> dict[str, float]:
+        self._send('compute')
+        return dict(count=len(results))
 
 
-def test_a_signal_in_a_validation_is_obeyed_at_once_and_saves_the_weights_in_training(tmp_path: Path) -> None:
+def validating(work_dir: Path, **metric: Any) -> Config:
+    cfg = config(work_dir)
+    loader = dict(cfg.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    metric = dict(type='Metric', **metric)
+    cfg.update(val_cfg=dict(type='ValLoop'), val_dataloader=loader, val_evaluator=metric)
+    cfg.train_cfg.val_interval = 7
+    cfg.model.type = 'Validated'
+    return cfg
+
+
+@MODELS.register_module()
+class Validated(Regressor):
+    """Predicts too."""
+
+    def forward(self, inputs: Any, mode: str = 'loss') -> Any:
+        return super().forward(inputs, mode) if mode == 'loss' else [torch.zeros(1)]
+
+
+@pytest.mark.parametrize('metric', [dict(where='process'), dict(where='compute'), dict(where='compute', swallow=True)])
+def test_a_signal_in_a_validation_saves_the_weights_in_training_and_a_resume_validates(
+    tmp_path: Path, metric: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And not their average, which EMAHook swaps them for while it validates."""
-    expected = train(config(tmp_path / 'whole'))
+    expected = train(validating(tmp_path / 'whole'))
     signals.listen()
-    with pytest.raises(Interrupted, match='after iteration 7 of 15'):
-        train(config(tmp_path / 'cut'), Validating(7))
+    with pytest.raises(Interrupted, match=f'after iteration 7 of 15; go on from .*{INTERRUPTED}'):
+        train(validating(tmp_path / 'cut', at=7, **metric))
     _forget()
-    weights = train(config(tmp_path / 'cut'), resume_from=tmp_path / 'cut' / INTERRUPTED)
+    validated: list[int] = []
+    monkeypatch.setattr(Metric, '_send', lambda self, where: validated.append(1))
+    weights = train(validating(tmp_path / 'cut'), resume_from=tmp_path / 'cut' / INTERRUPTED)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert len(validated) == 3 * 7, 'three validations of 6 batches and a result: after iterations 7, 14 and 15'
 
 
 def test_what_is_on_disk_is_not_saved_again(tmp_path: Path) -> None:
@@ -165,7 +204,7 @@ def test_what_is_on_disk_is_not_saved_again(tmp_path: Path) -> None:
 def test_the_same_signal_sent_twice_is_one_and_a_later_one_ends_the_process_at_once() -> None:
     """timeout(1) sends its signal to the process and then to its group."""
     listener = Signals()
-    listener.deferred = True
+    listener.response = 'note'
     pid = os.fork()
     if pid == 0:
         listener.listen()
@@ -183,25 +222,6 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     signals.listen()
     os.kill(os.getpid(), signal.SIGHUP)
     assert signals.number == 0
-
-
-def test_a_signal_that_something_made_an_error_of_still_ends_the_run_as_a_signal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As mmengine's printing of configs does, by a bare except."""
-    monkeypatch.setattr(launch, 'load_checkpoints_safely', lambda: None)
-    monkeypatch.setattr(launch, 'write_files_atomically', lambda: None)
-
-    def main() -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        except BaseException:
-            raise SyntaxError('wrong') from None
-
-    with pytest.raises(SystemExit) as e:
-        launch.run(main)
-    assert e.value.code == 143
-    assert capsys.readouterr().err == 'stopped by SIGTERM\n'
 
 
 def start(work_dir: Path, shapes: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -288,7 +308,8 @@ def test_processes_that_die_and_folders_in_use_end_a_run_in_one_line(tmp_path: P
         assert process.wait(60) == 128 + number, log.read_text()[-3000:]
         assert 'Traceback' not in log.read_text()
         assert 'data-loader' not in log.read_text()
-        assert 'interrupted.pth with --resume' in log.read_text().strip().splitlines()[-1]
+        last = log.read_text().strip().splitlines()[-1]
+        assert re.search(rf'stopped by {number.name} after iteration \d+ of .+\.pth with --resume$', last)
 
 
 @pytest.mark.slow

@@ -32,8 +32,8 @@ def init_worker(worker_id: int) -> None:
     """Prepare a data loader's worker, in the worker itself.
 
     Signals of the terminal or of a job manager go to the whole group of processes: here they are the trainer's to
-    answer. torch's workers look for the trainer only while they wait for work, and one that has a batch to hand over
-    to a dead trainer waits forever: the kernel ends them instead.
+    answer. If the trainer is gone, the kernel ends the worker. torch's own watch is not enough: a worker with a large
+    sample to hand over waits at its end for room in a pipe of which it holds the reading end itself, forever.
 
     Args:
         worker_id: Ignored; torch has given each worker a seed of its own, which is the same in all ranks.

@@ -127,6 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         work_dir, workers = args.out / f'run_{finished}', draw.choice([0, 1, 2])
         run = Run(work_dir, workers)
         is_enough = sum(killed.values()) >= args.cycles
+        number = None
         code = run.wait(600 if is_enough else draw.uniform(0, 0.5 * whole))
         if code is None:
             number, to_all = draw.choice(SIGNALS), draw.random() < 0.5
@@ -137,7 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             assert code == 0, f'{work_dir} ended by itself with {code}: see {run.log}'
         text = run.log.read_text()
-        assert 'Traceback' not in text, f'a stack trace: see {run.log}'
+        if number != signal.SIGKILL:  # its workers may have a word before they are gone too
+            assert 'Traceback' not in text, f'a stack trace: see {run.log}'
         assert not run.left_over(), f'processes are left over: {_session(run.pid)}'
         resumed = re.search(r'resumed epoch: \d+, iter: (\d+)', text)
         assert resumed is None or int(resumed[1]) == known, f'resumed from {resumed[1]} and not from {known}'

@@ -157,7 +157,7 @@ class Metric(BaseMetric):
 
     def compute_metrics(self, results: list[int]) -> dict[str, float]:
         self._send('compute')
-        return dict(count=len(results))
+        return dict(progress=MessageHub.get_current_instance().get_info('iter'))
 
 
 def validating(work_dir: Path, **metric: Any) -> Config:
@@ -193,6 +193,26 @@ def test_a_signal_in_a_validation_saves_the_weights_in_training_and_a_resume_val
     weights = train(validating(tmp_path / 'cut'), resume_from=tmp_path / 'cut' / INTERRUPTED)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert len(validated) == 3 * 7, 'three validations of 6 batches and a result: after iterations 7, 14 and 15'
+
+
+def test_the_best_checkpoint_is_there_until_a_better_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = validating(tmp_path)
+    cfg.default_hooks.checkpoint.update(save_best='progress', rule='greater')
+    there: list[list[str]] = []
+    save = Runner.save_checkpoint
+
+    def look_and_save(self: Runner, *args: Any, **kwargs: Any) -> None:
+        there.append(sorted(path.name for path in tmp_path.glob('best_*.pth')))
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, 'save_checkpoint', look_and_save)
+    train(cfg)
+    assert ['best_progress_iter_7.pth'] in there
+    assert ['best_progress_iter_14.pth'] in there
+    assert [] not in there[1:], 'the best checkpoint was deleted before the next one was whole'
+    assert [path.name for path in tmp_path.glob('best_*.pth')] == ['best_progress_iter_15.pth']
 
 
 def test_what_is_on_disk_is_not_saved_again(tmp_path: Path) -> None:

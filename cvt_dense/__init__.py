@@ -21,7 +21,8 @@ from .trunk import CvTTrunk
 from .version import __version__
 
 if find_spec('mmengine'):
-    from . import distributed, optim, precision, resume, watching  # noqa: F401  registered for configs
+    # registered for configs
+    from . import distributed, divergence, interruption, optim, precision, resume, watching, workers  # noqa: F401
     from .backbone import CvT
 
 __all__ = ['ARCHS', 'Arch', 'CheckpointError', 'CvT', 'CvTClassifier', 'CvTTrunk', '__version__', 'load_pretrained']

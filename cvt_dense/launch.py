@@ -10,16 +10,19 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed import DistNetworkError, DistStoreError
 
 from . import cli
 from .checkpoints import CheckpointError
@@ -27,15 +30,36 @@ from .checkpoints.files import reason
 from .cli import UserError
 from .datacheck import BUILD_ERRORS, heads_with_classes, read_sample, watch_loading
 from .distributed import use_gloo_without_gpu
+from .interruption import INTERRUPTED, Interrupted, InterruptionHook, signals
 from .resume import write_files_atomically
 from .unpickling import load_checkpoints_safely, read_checkpoint
+from .work_dir import way_on
+from .workers import protect_workers
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run the ``main`` of a tool that reads and writes training checkpoints, see :func:`cvt_dense.cli.run`."""
+    """Run the ``main`` of a tool that reads and writes training checkpoints, see :func:`cvt_dense.cli.run`.
+
+    A signal to stop ends it with 128 and the signal's number, and one line on stderr.
+    """
     load_checkpoints_safely()
     write_files_atomically()
-    cli.run(main)
+    try:
+        signals.listen()
+        cli.run(partial(_with_one_line_for_the_network, main))
+    except Interrupted as stop:
+        if is_main_process():
+            print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+
+
+def _with_one_line_for_the_network(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except (DistNetworkError, DistStoreError) as error:  # a port is taken, or a process does not come
+        raise UserError(
+            f'the processes cannot meet: {reason(error)}; torchrun --standalone, or --master-port, takes another port'
+        ) from error
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -312,6 +336,8 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem) for path in work_dir.glob('*.pth')}
     numbers = {path: int(match[1]) for path, match in numbered.items() if match}
     newest_first = sorted(numbers, key=numbers.__getitem__, reverse=True)
+    if (work_dir / INTERRUPTED).is_file():  # the next ordinary one replaces it
+        newest_first.insert(0, work_dir / INTERRUPTED)
     for path in [Path(noted), *newest_first] if noted and Path(noted).is_file() else newest_first:
         try:
             read_checkpoint(str(path))
@@ -319,7 +345,7 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
             print(f'skipped while looking for a checkpoint to resume from: {error}', file=sys.stderr)
         else:
             return str(path)
-    if numbers:
+    if newest_first:
         raise UserError(f'no checkpoint in {work_dir} can be read; start afresh in another folder with --work-dir')
     return noted or None
 
@@ -372,6 +398,9 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         UserError: If a part of it cannot be built as the config has it.
     """
+    protect_workers(cfg)
+    hooks = [ConfigDict(type='InterruptionHook'), ConfigDict(type='StopWhenDivergedHook')]
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     try:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
@@ -423,6 +452,44 @@ def build_optimizer(runner: Runner) -> None:
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'optim_wrapper cannot be built: {type(error).__name__}: {reason(error)}') from error
+
+
+def train(runner: Runner) -> None:
+    """Train, and let what ends a run from outside be one line that says where its work is.
+
+    Raises:
+        Interrupted: If a signal says to stop; what was trained is saved then.
+        UserError: If a process that the run needs was killed.
+    """
+    try:
+        runner.train()
+    except (Interrupted, Exception) as error:
+        if isinstance(error, Interrupted) or (signals.number and signals.response == 'raise'):  # made an error of
+            number = signals.number or error.number  # the latter from another process
+            (hook,) = (hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
+            raise Interrupted(number, f'{Interrupted(number)} {hook.save(runner)}; {way_on(runner.work_dir)}') from None
+        cause = _lost_process(str(error)) if isinstance(error, RuntimeError) else None
+        if cause is None:
+            raise
+        if signals.number:  # it got the signal that this process got
+            raise Interrupted(signals.number, f'{Interrupted(signals.number)}; {way_on(runner.work_dir)}') from error
+        raise UserError(f'{cause}; {way_on(runner.work_dir)}') from error
+
+
+def _lost_process(message: str) -> str | None:
+    """What an error of torch's says about a process that is gone, if it does."""
+    worker = re.search(
+        r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)', message
+    )
+    if worker:
+        fate = worker[2].replace('is killed', 'was killed')
+        return (
+            f'data-loader worker {worker[1]} {fate}, most likely since memory ran out: lower '
+            'train_dataloader.num_workers or batch_size'
+        )
+    if 'Connection closed by peer' in message or 'Connection reset by peer' in message:
+        return 'another process of this run ended; its own last lines say why'
+    return None
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

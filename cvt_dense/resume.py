@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
+
+from .interruption import INTERRUPTED
 
 _LOOPS = {
     'EpochBasedTrainLoop': 'ResumableEpochBasedTrainLoop',
@@ -53,7 +55,8 @@ def make_resumable(cfg: Config) -> bool:
         batch_sampler=loader.get('batch_sampler'),
         drop_last=loader.pop('drop_last', False),
     )
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), ConfigDict(type='SeedIterationsHook')]
+    hooks = [ConfigDict(type='SeedIterationsHook'), ConfigDict(type='ValidateResumedHook')]
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     return True
 
 
@@ -195,18 +198,69 @@ class SeedIterationsHook(Hook):
 
 @HOOKS.register_module()
 class KeepUntilSavedCheckpointHook(CheckpointHook):
-    """mmengine's hook, which deletes the oldest checkpoint after, and not before, the new one is written."""
+    """mmengine's hook, which deletes the oldest and the once best checkpoint after, not before, writing the new one."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Let what mmengine would delete be noted only."""
+        super().before_train(runner)
+        self.file_backend = _DeleteLater(self.file_backend)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        kept = self.keep_ckpt_ids if self.max_keep_ckpts > 0 else []
-        oldest = kept.popleft() if len(kept) == self.max_keep_ckpts > 0 and kept[-1] != step else None
         super()._save_checkpoint_with_step(runner, step, meta)
-        if oldest is not None and is_main_process():
-            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(oldest))
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):  # of a sharded strategy
-                self.file_backend.rmtree(path)
+        if is_main_process():
+            self.file_backend.delete()
+            Path(runner.work_dir, INTERRUPTED).unlink(missing_ok=True)  # this one is newer
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        if is_main_process():
+            self.file_backend.delete()
+
+
+class _DeleteLater:
+    """A backend of mmengine's for files that deletes when it is told to once more."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._pending: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._pending.append(lambda: self._backend.remove(path))
+
+    def rmtree(self, path: str) -> None:
+        self._pending.append(lambda: self._backend.rmtree(path))
+
+    def delete(self) -> None:
+        while self._pending:
+            self._pending.pop(0)()
+
+
+@HOOKS.register_module()
+class ValidateResumedHook(Hook):
+    """Does the validation that a run was ended before or in, when it is resumed: mmengine would leave it out."""
+
+    priority = 'LOWEST'  # when all other hooks are ready
+
+    def before_train(self, runner: Runner) -> None:
+        """Validate if that is due at the iteration that was resumed from, and not known to be done."""
+        loop, done = runner.train_loop, runner.message_hub.runtime_info.get('iter_validated')
+        if runner.val_loop is None or loop.iter in (0, done):
+            return
+        loop._decide_current_val_interval()
+        if isinstance(loop, EpochBasedTrainLoop):
+            at_an_end = loop.iter == loop.epoch * len(loop.dataloader)
+            step, last = loop.epoch, loop.max_epochs
+        else:
+            at_an_end, step, last = True, loop.iter, loop.max_iters
+        if at_an_end and step >= loop.val_begin and (step == last or step % loop.val_interval == 0):
+            runner.val_loop.run()
+
+    def after_val(self, runner: Runner) -> None:
+        """Note it for the next checkpoint."""
+        runner.message_hub.update_info('iter_validated', runner.iter)
 
 
 class AtomicLocalBackend(LocalBackend):

@@ -7,6 +7,10 @@ Example:
 from __future__ import annotations
 
 import argparse
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports, which take seconds, is no stack trace
 
 from cvt_dense import cli
 

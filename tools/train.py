@@ -8,7 +8,11 @@ Example:
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports, which take seconds, is no stack trace
 
 from cvt_dense import cli
 
@@ -16,6 +20,7 @@ cli.need('mmengine')  # before the imports that would end in a stack trace
 
 from cvt_dense import launch
 from cvt_dense.resume import make_resumable
+from cvt_dense.work_dir import claimed
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,23 +55,24 @@ def main() -> None:
         launch.enable_auto_scale_lr(cfg)
     if args.tensorboard:
         launch.log_to_tensorboard(cfg)
-    if args.resume:
-        launch.set_resume(cfg, args.resume)
-    elif cfg.get('load_from'):
-        launch.check_checkpoint(cfg.load_from)
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
     launch.check_data(cfg, splits)
     launch.use_batchnorm_without_gpu(cfg)
     if not make_resumable(cfg):
         print(f'note: runs of {cfg.train_cfg.get("type")} do not resume exactly', file=sys.stderr)
-    runner = launch.build_runner(cfg)
-    launch.build_data(runner, splits)
-    launch.build_optimizer(runner)
-    if cfg.get('load_from'):
-        resume = bool(cfg.get('resume'))
-        prefix = '' if resume else 'backbone.'  # heads may be for other classes
-        launch.check_weights(runner.model, cfg.load_from, prefix, resume)
-    runner.train()
+    with claimed(cfg.work_dir, cfg.launcher):
+        if args.resume:
+            launch.set_resume(cfg, args.resume)
+        elif cfg.get('load_from'):
+            launch.check_checkpoint(cfg.load_from)
+        runner = launch.build_runner(cfg)
+        launch.build_data(runner, splits)
+        launch.build_optimizer(runner)
+        if cfg.get('load_from'):
+            resume = bool(cfg.get('resume'))
+            prefix = '' if resume else 'backbone.'  # heads may be for other classes
+            launch.check_weights(runner.model, cfg.load_from, prefix, resume)
+        launch.train(runner)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,60 @@
+"""Training that diverged stops, and never writes its weights over those from before."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from .cli import UserError
+from .work_dir import way_on
+
+
+@HOOKS.register_module()
+class StopWhenDivergedHook(Hook):
+    """Stops a run at a loss that is NaN or infinite, and before a checkpoint of weights that are."""
+
+    priority = 'LOW'  # after the log has the losses, before CheckpointHook
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Look at the loss, which mmengine has fetched for its log: a GPU is not waited for once more.
+
+        Raises:
+            UserError: If it is not finite.
+        """
+        losses = runner.message_hub.log_scalars.get('train/loss')
+        if losses is not None and not math.isfinite(losses.current()):
+            raise _diverged(runner, f'the loss is {losses.current()} at iteration {runner.iter + 1}')
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Look at the weights: gradients may be NaN where the loss is finite, and the next loss comes after the save.
+
+        Raises:
+            UserError: If one is not finite.
+        """
+        name = first_invalid(runner.model)
+        if name:
+            raise _diverged(runner, f'{name} is no longer finite at iteration {checkpoint["meta"]["iter"]}')
+
+
+def first_invalid(model: nn.Module) -> str | None:
+    """The first parameter that is NaN or infinite, or buffer that is NaN (some are infinite by design); else None."""
+    invalid = {name: ~p.detach().isfinite().all() for name, p in model.named_parameters()}
+    invalid |= {name: b.isnan().any() for name, b in model.named_buffers()}
+    if not invalid or not torch.stack(list(invalid.values())).any():  # one wait for the GPU, not one for each
+        return None
+    return next(name for name, is_invalid in invalid.items() if is_invalid)
+
+
+def _diverged(runner: Runner, what: str) -> UserError:
+    return UserError(
+        f'{what}, and is not saved: lower optim_wrapper.optimizer.lr or set optim_wrapper.clip_grad.max_norm=1.0; '
+        f'{way_on(runner.work_dir)}'
+    )

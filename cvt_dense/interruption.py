@@ -1,0 +1,158 @@
+"""Runs that are told to stop, by SIGTERM, SIGINT (Ctrl-C) or SIGHUP, stop with their work saved.
+
+A signal that comes during training is noted and obeyed before the next iteration, of training or validation; at any
+other time it is obeyed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+#: What a run that was stopped leaves in its work directory, until it has written its next ordinary checkpoint.
+INTERRUPTED = 'interrupted.pth'
+
+
+class Interrupted(BaseException):
+    """A signal stops the run; as KeyboardInterrupt no Exception, which code on the way might take for an error."""
+
+    def __init__(self, number: int, message: str | None = None) -> None:
+        super().__init__(f'stopped by {signal.Signals(number).name}' if message is None else message)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """What shells give a process that a signal ended."""
+        return 128 + self.number
+
+
+class Signals:
+    """The signals that this process was sent.
+
+    Attributes:
+        number: The first one; 0 if there was none.
+        response: ``'exit'`` ends the process, ``'note'`` leaves it to whoever looks at ``number``, ``'raise'`` raises
+            :class:`Interrupted`, wherever the process is, so that it may get lost: look at ``number`` too.
+    """
+
+    #: Seconds in which another signal is the same one again: timeout(1) and job managers send it to the process, and to
+    #: all of its group.
+    TWICE = 1.0
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.response: Literal['exit', 'note', 'raise'] = 'exit'
+        self._at = 0.0
+        self._pid = 0
+
+    def listen(self) -> None:
+        """Handle signals from now on, but for those that are ignored, as under nohup."""
+        self._pid = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a process that was forked, before it has said what signals are to it
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if self.number:
+            if time.monotonic() - self._at > self.TWICE:
+                os._exit(128 + number)
+            return
+        self.number, self._at = number, time.monotonic()
+        if self.response == 'raise':
+            raise Interrupted(number)
+        if self.response == 'exit':
+            _say(f'stopped by {signal.Signals(number).name}: there was nothing to save')
+            os._exit(128 + number)
+        _say(f'{signal.Signals(number).name}: saving and stopping; once more to stop at once')
+
+
+def _say(line: str) -> None:
+    if is_main_process():
+        os.write(2, f'{line}\n'.encode())  # print() may be what was interrupted
+
+
+signals = Signals()
+
+
+@HOOKS.register_module()
+class InterruptionHook(Hook):
+    """Stops a run between two iterations of training, on all processes at the same one, or of validation."""
+
+    priority = 'VERY_HIGH'  # in after_val_epoch before EMAHook, which swaps weights
+
+    def __init__(self) -> None:
+        self._on_disk = 0
+        self._validates = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Note what there is no need to save: a start, or the checkpoint that was resumed from."""
+        self._on_disk = runner.iter
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Note which iteration is being saved, if it is all that a resume needs."""
+        if 'optimizer' in checkpoint:
+            self._on_disk = checkpoint['meta']['iter']
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Stop if any process was told to; where gradients are accumulated, only when there are none."""
+        signals.response = 'note'
+        if runner.iter % runner.cfg.optim_wrapper.get('accumulative_counts', 1) == 0:
+            number = torch.tensor(signals.number, dtype=torch.uint8)
+            all_reduce(number, 'max')  # nothing for a single process; with GPUs, the losses were waited for just before
+            if number:
+                raise Interrupted(int(number))
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Stop if this process was told to: the others have the same weights, and the first one saves them."""
+        self._validates, signals.response = True, 'note'
+        if signals.number:
+            raise Interrupted(signals.number)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Obey signals at once while metrics are computed, which may take minutes."""
+        if batch_idx + 1 == len(runner.val_dataloader):
+            signals.response = 'raise'
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Only note signals again."""
+        self._validates, signals.response = False, 'note'
+
+    def save(self, runner: Runner) -> str:
+        """Save what was trained since the last checkpoint; returns what to tell the user."""
+        signals.response = 'note'
+        where = f'after iteration {runner.iter} of {runner.max_iters}'
+        if not isinstance(runner, Runner) or not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
+            return f'{where}, not saved: neither sharded models nor configs without checkpoints are'
+        if runner.iter != self._on_disk:
+            self._save(runner)
+        if not self._validates:  # all processes stop here; whoever goes first would have the others ended
+            barrier()
+        return where
+
+    def _save(self, runner: Runner) -> None:
+        if self._validates:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook.after_val_epoch(runner)  # swaps the averaged weights for those in training
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta, by_epoch=False)
+        if is_main_process():
+            path = Path(runner.work_dir) / INTERRUPTED
+            (Path(runner.work_dir) / 'last_checkpoint').write_text(str(path))

@@ -44,7 +44,7 @@ SEGMENTATION = [
     'upernet_cvt21_cityscapes',
 ]
 OWN_DATA = ['maskrcnn_cvt13_fpn_custom', 'upernet_cvt13_custom']
-DEMO = ['maskrcnn_cvttiny_fpn_shapes', 'upernet_cvttiny_shapes']
+DEMO = ['maskrcnn_cvttiny_fpn_shapes', 'upernet_cvttiny_shapes', 'maskrcnn_cvttiny_fpn_nuclei']
 COMPARISON = [
     f'comparison/{task}'
     for net in ('cvt', 'swin', 'resnet')

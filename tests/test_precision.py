@@ -4,7 +4,7 @@ import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from torch import nn
 
 from cvt_dense.precision import keep_operators_in_float32
@@ -67,7 +67,8 @@ def test_deformable_attention_stays_in_float32() -> None:
 
 
 def test_heads_return_boxes_in_float32() -> None:
-    head = Shared2FCBBoxHead(in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=2)
+    with DefaultScope.overwrite_default_scope('mmdet'):  # an earlier test's run may have left another one
+        head = Shared2FCBBoxHead(in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=2)
     model = nn.ModuleDict(dict(head=head))
     assert keep_operators_in_float32(model) == ['head']
     with torch.autocast('cpu', torch.bfloat16):

@@ -128,7 +128,8 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, by_epoch: bool, settings: dict[str, Any], die_at: int, workers: int
 ) -> None:
     """6 batches an epoch: interrupted in the first epoch, at its end and in the second one."""
-    import mmdet.datasets  # noqa: F401  for the batch sampler
+    if 'batch_sampler' in settings:
+        pytest.importorskip('mmdet.datasets')  # fills the registry
 
     expected, samples = train(config(tmp_path / 'whole', by_epoch, workers, **settings))
     with pytest.raises(Interrupted):

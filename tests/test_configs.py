@@ -50,7 +50,7 @@ COMPARISON = [
     for net in ('cvt', 'swin', 'resnet')
     for task in (f'maskrcnn_{net}small_nuclei', f'upernet_{net}small_camvid')
 ]
-ALL_DETECTION = [*DETECTION, OWN_DATA[0], DEMO[0], *COMPARISON[::2]]
+ALL_DETECTION = [*DETECTION, OWN_DATA[0], DEMO[0], DEMO[2], *COMPARISON[::2]]
 ALL_SEGMENTATION = [*SEGMENTATION, OWN_DATA[1], DEMO[1], *COMPARISON[1::2]]
 HEIGHT, WIDTH = 64, 96
 MODEL_INDEX = {model['Name']: model for model in yaml.safe_load((CONFIGS / 'metafile.yml').read_text())['Models']}

@@ -49,6 +49,7 @@ DATASETS = {
     'ade20k': 'ADE20K',
     'cityscapes': 'Cityscapes',
     'shapes': 'shapes',
+    'nuclei': 'Data Science Bowl 2018',
     'custom': 'your own',
 }
 #: Size of the image for detectors, as their tables have it; segmentors are counted at the size of their crops.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
+from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from .checkpoints.files import reason
@@ -229,3 +232,36 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, int]]:
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
             yield from _walk(value, f'{path}.{index}')
+
+
+def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
+    """Build the data sets now, where the run would do it, and look into them; the log says what they leave out.
+
+    Args:
+        runner: Its loops are built.
+        splits: Those of ``train``, ``val`` and ``test`` that are used.
+
+    Raises:
+        UserError: If data cannot be loaded or are not what the config says; the message names the first.
+    """
+    for split in splits:
+        try:
+            with watch_loading(may_skip=split == 'train') as watched:
+                getattr(runner, f'{split}_loop')
+        except BUILD_ERRORS as error:
+            raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error
+        for dataset in watched.datasets:
+            _check_heads(runner.cfg, len(dataset.metainfo.get('classes') or ()))
+            watched.notes += read_sample(dataset)[1]
+        for note in watched.notes:
+            print_log(f'{split} data: {note}', logger='current', level=logging.WARNING)
+
+
+def _check_heads(cfg: Config, classes: int) -> None:
+    """Refuse heads that are for another number of classes than the data have."""
+    for path, number in heads_with_classes(cfg).items():
+        if classes and number != classes:
+            raise UserError(
+                f'the data have {classes} classes, and the config has {path}.num_classes={number}; '
+                f'--cfg-options {path}.num_classes={classes}'
+            )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,21 +17,17 @@ from typing import Any, NoReturn
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dist import is_main_process
-from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
 from . import cli
-from .checkpoints import CheckpointError
 from .checkpoints.files import reason
 from .cli import UserError
-from .datacheck import BUILD_ERRORS, heads_with_classes, read_sample, watch_loading
 from .distributed import use_gloo_without_gpu
-from .interruption import INTERRUPTED, Interrupted, InterruptionHook, signals
+from .interruption import Interrupted, InterruptionHook, signals
 from .resume import write_files_atomically
-from .unpickling import load_checkpoints_safely, read_checkpoint
+from .unpickling import load_checkpoints_safely
 from .work_dir import way_on
 from .workers import protect_workers
 
@@ -114,59 +109,6 @@ def _check_override_paths(cfg: Config, options: Mapping[str, Any]) -> None:
         key = option.split('.')[0]
         if key not in known:
             raise UserError(f'--cfg-options {option}: neither the config nor the Runner has a setting {key!r}')
-
-
-def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Look for the data that a run will read.
-
-    Args:
-        cfg: Config of the run.
-        splits: Those of ``train``, ``val`` and ``test`` that are used.
-
-    Raises:
-        UserError: If a data root, an annotation file or an image folder is missing or empty.
-    """
-    hint = cfg.get('data_hint', 'set data_root in the config')
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        for dataset in datasets_in(loader.dataset if loader else None):
-            for what, path in needed_files(dataset).items():
-                if not path.exists():
-                    raise UserError(f'{what} {path} does not exist; {hint}')
-                if path.is_dir() and next(path.iterdir(), None) is None:
-                    raise UserError(f'{what} {path} is empty; {hint}')
-
-
-def datasets_in(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
-    """The innermost datasets of one that may wrap or join others."""
-    if dataset is None:
-        return
-    inner = dataset.get('dataset') or dataset.get('datasets')
-    if inner is None:
-        yield dataset
-        return
-    for entry in inner if isinstance(inner, (list, tuple)) else [inner]:
-        yield from datasets_in(entry)
-
-
-def needed_files(dataset: ConfigDict) -> dict[str, Path]:
-    """What a dataset reads, by what it is, outermost first."""
-    root = Path(dataset.get('data_root') or '')
-    needed = {'data root': root}
-    if dataset.get('ann_file'):
-        needed['annotation file'] = root / dataset.ann_file
-    folders = {f'{kind} folder': root / path for kind, path in dataset.get('data_prefix', {}).items() if path}
-    return needed | folders
-
-
-def check_checkpoint(path: str) -> None:
-    """Look whether a checkpoint that a run is to start from is there.
-
-    Raises:
-        UserError: If there is no such file.
-    """
-    if '://' not in path and not Path(path).is_file():
-        raise UserError(f'checkpoint {path} {"is a folder, not a file" if Path(path).is_dir() else "does not exist"}')
 
 
 def prepare_launcher(cfg: Config) -> None:
@@ -294,104 +236,6 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_resume(cfg: Config, resume: str) -> None:
-    """Let a run go on from a checkpoint.
-
-    Args:
-        cfg: Changed in place.
-        resume: A checkpoint file, or ``'auto'`` for the newest one in the work directory (a fresh start if there is
-            none).
-
-    Raises:
-        UserError: If the file does not exist, or the work directory has checkpoints and none of them can be read.
-    """
-    checkpoint: str | None = resume
-    if resume == 'auto':
-        checkpoint = _newest_checkpoint(Path(cfg.work_dir))
-        if checkpoint is None:
-            print(f'nothing to resume in {cfg.work_dir}: starting afresh', file=sys.stderr)
-            return
-    check_checkpoint(checkpoint)
-    cfg.resume = True
-    cfg.load_from = checkpoint
-    if cfg.get('randomness', {}).get('seed') is None and '://' not in checkpoint:
-        # Drawn at random by the first run; samplers are built before mmengine would look into the checkpoint.
-        seed = read_checkpoint(checkpoint).get('meta', {}).get('seed')
-        cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
-    # The checkpoint overwrites every weight, so the pre-trained ones need not be at hand any more.
-    if 'backbone' in cfg.model:
-        cfg.model.backbone.init_cfg = None
-
-
-def _newest_checkpoint(work_dir: Path) -> str | None:
-    """The newest whole checkpoint of a work directory, ``None`` if there never was one.
-
-    mmengine notes the newest one in a file of its own. A run that was killed between the two writes, or a folder that
-    was moved since, leaves a note that is empty or leads nowhere; then the checkpoints themselves are looked through.
-    """
-    note = work_dir / 'last_checkpoint'
-    noted = note.read_text().strip() if note.is_file() else ''
-    if '://' in noted:
-        return noted
-    numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem) for path in work_dir.glob('*.pth')}
-    numbers = {path: int(match[1]) for path, match in numbered.items() if match}
-    newest_first = sorted(numbers, key=numbers.__getitem__, reverse=True)
-    if (work_dir / INTERRUPTED).is_file():  # the next ordinary one replaces it
-        newest_first.insert(0, work_dir / INTERRUPTED)
-    for path in [Path(noted), *newest_first] if noted and Path(noted).is_file() else newest_first:
-        try:
-            read_checkpoint(str(path))
-        except CheckpointError as error:
-            print(f'skipped while looking for a checkpoint to resume from: {error}', file=sys.stderr)
-        else:
-            return str(path)
-    if newest_first:
-        raise UserError(f'no checkpoint in {work_dir} can be read; start afresh in another folder with --work-dir')
-    return noted or None
-
-
-def check_weights(model: nn.Module, path: str, prefix: str = '', resume: bool = False) -> None:
-    """See whether a local checkpoint of a training run covers a model; mmengine itself would only warn.
-
-    Args:
-        model: The one that is going to load it.
-        path: The checkpoint. One from a web server is left to mmengine.
-        prefix: Look at parameters below this only: ``'backbone.'`` where heads may be new.
-        resume: The run goes on from it, for which it has to hold more than weights.
-
-    Raises:
-        UserError: If tensors are missing, misshapen or not finite; the message names the first.
-        CheckpointError: If the checkpoint cannot be read.
-    """
-    if '://' in path:
-        return
-    content = read_checkpoint(path)
-    lacking = next((part for part in ('meta', 'optimizer') if part not in content), None)
-    if resume and lacking:
-        raise UserError(
-            f"checkpoint {path} has no '{lacking}', so no run can go on from it; a new one can start from its weights: "
-            f'--cfg-options load_from={path}'
-        )
-    tensors = content.get('state_dict', content)
-    expected = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name.startswith(prefix) and 'num_batches_tracked' not in name
-    }
-    missing = [name for name in expected if name not in tensors]
-    misshapen = [name for name, tensor in expected.items() if name in tensors and tensors[name].shape != tensor.shape]
-    infinite = [name for name in expected if name in tensors and not tensors[name].isfinite().all()]
-    problems = (
-        ('lacks', missing),
-        ('has other shapes for', misshapen),
-        ('has values that are not finite in', infinite),
-    )
-    for what, found in problems:
-        if found:
-            more = f' and {len(found) - 1} more' if len(found) > 1 else ''
-            raise UserError(f'checkpoint {path} does not fit this config: it {what} {found[0]}{more}')
-
-
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner that a config describes.
 
@@ -405,39 +249,6 @@ def build_runner(cfg: Config) -> Runner:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
         raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
-
-
-def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
-    """Build the data sets now, where the run would do it, and look into them; the log says what they leave out.
-
-    Args:
-        runner: Its loops are built.
-        splits: Those of ``train``, ``val`` and ``test`` that are used.
-
-    Raises:
-        UserError: If data cannot be loaded or are not what the config says; the message names the first.
-    """
-    for split in splits:
-        try:
-            with watch_loading(may_skip=split == 'train') as watched:
-                getattr(runner, f'{split}_loop')
-        except BUILD_ERRORS as error:
-            raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error
-        for dataset in watched.datasets:
-            _check_heads(runner.cfg, len(dataset.metainfo.get('classes') or ()))
-            watched.notes += read_sample(dataset)[1]
-        for note in watched.notes:
-            print_log(f'{split} data: {note}', logger='current', level=logging.WARNING)
-
-
-def _check_heads(cfg: Config, classes: int) -> None:
-    """Refuse heads that are for another number of classes than the data have."""
-    for path, number in heads_with_classes(cfg).items():
-        if classes and number != classes:
-            raise UserError(
-                f'the data have {classes} classes, and the config has {path}.num_classes={number}; '
-                f'--cfg-options {path}.num_classes={classes}'
-            )
 
 
 def build_optimizer(runner: Runner) -> None:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 
-from cvt_dense import launch
+from cvt_dense import data_paths, launch, run_checkpoints
 from cvt_dense.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,7 +174,7 @@ def test_missing_data_is_named_from_the_outside_in(tmp_path: Path) -> None:
 
     def missing() -> str:
         with pytest.raises(UserError) as error:
-            launch.check_data(cfg, ('train',))
+            data_paths.check_data(cfg, ('train',))
         return message(error)
 
     assert missing() == f'data root {root} does not exist; make it thus'
@@ -185,7 +185,7 @@ def test_missing_data_is_named_from_the_outside_in(tmp_path: Path) -> None:
     images.mkdir(parents=True)
     assert missing() == f'img folder {images} is empty; make it thus'
     (images / '1.jpg').touch()
-    launch.check_data(cfg, ('train',))
+    data_paths.check_data(cfg, ('train',))
 
 
 def filled(folder: Path) -> None:
@@ -197,30 +197,30 @@ def test_of_segmentation_both_folders_are_needed(tmp_path: Path) -> None:
     filled(tmp_path / 'images')
     cfg = configured(segmentation(tmp_path))
     with pytest.raises(UserError, match=f'seg_map_path folder {tmp_path}/labels does not exist; make it thus'):
-        launch.check_data(cfg, ('train',))
+        data_paths.check_data(cfg, ('train',))
     filled(tmp_path / 'labels')
-    launch.check_data(cfg, ('train',))
+    data_paths.check_data(cfg, ('train',))
 
 
 def test_without_a_hint_the_data_root_is_the_hint(tmp_path: Path) -> None:
     cfg = Config(dict(train_dataloader=dict(dataset=detection(tmp_path / 'data'))))
     with pytest.raises(UserError, match='set data_root in the config'):
-        launch.check_data(cfg, ('train',))
+        data_paths.check_data(cfg, ('train',))
 
 
 def test_an_absolute_annotation_file_and_no_data_root_will_do(tmp_path: Path) -> None:
     (tmp_path / 'a.json').touch()
     dataset = dict(ann_file=str(tmp_path / 'a.json'), data_prefix=dict(img=str(tmp_path), seg=None))
-    launch.check_data(configured(dataset), ('train',))
-    launch.check_data(configured(dataset | dict(data_root=None, data_prefix=dict())), ('train',))
+    data_paths.check_data(configured(dataset), ('train',))
+    data_paths.check_data(configured(dataset | dict(data_root=None, data_prefix=dict())), ('train',))
 
 
 def test_only_the_splits_that_are_used_are_looked_at(tmp_path: Path) -> None:
     cfg = configured(detection(tmp_path / 'data'), split='val')
-    launch.check_data(cfg, ('train', 'test'))
+    data_paths.check_data(cfg, ('train', 'test'))
     with pytest.raises(UserError):
-        launch.check_data(cfg, ('train', 'val'))
-    launch.check_data(configured(None), ('train',))
+        data_paths.check_data(cfg, ('train', 'val'))
+    data_paths.check_data(configured(None), ('train',))
 
 
 WRAPPERS: list[Callable[..., dict[str, Any]]] = [
@@ -238,23 +238,23 @@ def test_wrapped_datasets_are_looked_into(tmp_path: Path, wrap: Callable[..., di
     filled(tmp_path / 'labels')
     good, bad = segmentation(tmp_path), detection(tmp_path / 'missing')
     with pytest.raises(UserError, match=f'data root {tmp_path}/missing does not exist'):
-        launch.check_data(configured(wrap(good, bad)), ('train',))
-    launch.check_data(configured(wrap(good, good)), ('train',))
+        data_paths.check_data(configured(wrap(good, bad)), ('train',))
+    data_paths.check_data(configured(wrap(good, good)), ('train',))
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     for path, what in ((tmp_path / 'a.pth', 'does not exist'), (tmp_path, 'is a folder, not a file')):
         with pytest.raises(UserError, match=f'checkpoint {path} {what}'):
-            launch.check_checkpoint(str(path))
+            run_checkpoints.check_checkpoint(str(path))
     (tmp_path / 'a.pth').touch()
-    launch.check_checkpoint(str(tmp_path / 'a.pth'))
-    launch.check_checkpoint('https://example.org/a.pth')
+    run_checkpoints.check_checkpoint(str(tmp_path / 'a.pth'))
+    run_checkpoints.check_checkpoint('https://example.org/a.pth')
 
 
 def test_resuming_from_a_file_needs_no_pretrained_weights(tmp_path: Path) -> None:
     torch.save(dict(meta=dict(seed=7)), tmp_path / 'epoch_3.pth')
     cfg = load(tmp_path, CONFIG + "load_from = 'other.pth'\n")
-    launch.set_resume(cfg, str(tmp_path / 'epoch_3.pth'))
+    run_checkpoints.set_resume(cfg, str(tmp_path / 'epoch_3.pth'))
     assert cfg.resume is True
     assert cfg.load_from == str(tmp_path / 'epoch_3.pth')
     assert cfg.model.backbone.init_cfg is None
@@ -264,14 +264,14 @@ def test_resuming_from_a_file_needs_no_pretrained_weights(tmp_path: Path) -> Non
 def test_a_seed_that_was_drawn_is_taken_from_the_checkpoint(tmp_path: Path, given: int | None, expected: int) -> None:
     torch.save(dict(meta=dict(seed=7)), tmp_path / 'epoch_3.pth')
     cfg = load(tmp_path, CONFIG + f'randomness = dict(seed={given}, deterministic=True)\n')
-    launch.set_resume(cfg, str(tmp_path / 'epoch_3.pth'))
+    run_checkpoints.set_resume(cfg, str(tmp_path / 'epoch_3.pth'))
     assert cfg.randomness == dict(seed=expected, deterministic=True)
 
 
 def test_resuming_from_a_missing_file_is_refused(tmp_path: Path) -> None:
     cfg = load(tmp_path)
     with pytest.raises(UserError, match=r'epoch_4.pth does not exist'):
-        launch.set_resume(cfg, str(tmp_path / 'epoch_4.pth'))
+        run_checkpoints.set_resume(cfg, str(tmp_path / 'epoch_4.pth'))
 
 
 def test_resuming_by_itself_takes_the_newest_checkpoint(tmp_path: Path) -> None:
@@ -280,9 +280,9 @@ def test_resuming_by_itself_takes_the_newest_checkpoint(tmp_path: Path) -> None:
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
     cfg = load(tmp_path, work_dir=str(work_dir))
     with pytest.raises(UserError, match=r'epoch_2.pth does not exist'):
-        launch.set_resume(cfg, 'auto')
+        run_checkpoints.set_resume(cfg, 'auto')
     torch.save(dict(state_dict={}), work_dir / 'epoch_2.pth')
-    launch.set_resume(cfg, 'auto')
+    run_checkpoints.set_resume(cfg, 'auto')
     assert cfg.resume is True
     assert cfg.load_from == str(work_dir / 'epoch_2.pth')
     assert cfg.model.backbone.init_cfg is None
@@ -295,7 +295,7 @@ def test_resuming_by_itself_finds_its_way_after_a_kill_between_writes(tmp_path: 
     if note is not None:
         (tmp_path / 'last_checkpoint').write_text(note)
     cfg = load(tmp_path, work_dir=str(tmp_path))
-    launch.set_resume(cfg, 'auto')
+    run_checkpoints.set_resume(cfg, 'auto')
     assert cfg.load_from == str(tmp_path / 'epoch_10.pth')
 
 
@@ -307,12 +307,12 @@ def test_resuming_by_itself_passes_over_what_was_half_written(
     with open(tmp_path / 'iter_1000.pth', 'r+b') as file:
         file.truncate(1000)
     cfg = load(tmp_path, work_dir=str(tmp_path))
-    launch.set_resume(cfg, 'auto')
+    run_checkpoints.set_resume(cfg, 'auto')
     assert cfg.load_from == str(tmp_path / 'iter_500.pth')
     assert f'checkpoint {tmp_path / "iter_1000.pth"} is damaged' in capsys.readouterr().err
     (tmp_path / 'iter_500.pth').write_bytes(b'')
     with pytest.raises(UserError, match=f'no checkpoint in {tmp_path} can be read'):
-        launch.set_resume(cfg, 'auto')
+        run_checkpoints.set_resume(cfg, 'auto')
 
 
 @pytest.mark.parametrize('exists', [True, False])
@@ -323,7 +323,7 @@ def test_with_nothing_to_resume_the_run_starts_from_pretrained_weights(
     if exists:
         work_dir.mkdir()
     cfg = load(tmp_path, work_dir=str(work_dir))
-    launch.set_resume(cfg, 'auto')
+    run_checkpoints.set_resume(cfg, 'auto')
     assert not cfg.get('resume')
     assert not cfg.get('load_from')
     assert cfg.model.backbone.init_cfg.checkpoint == 'x'
@@ -385,16 +385,16 @@ def test_a_checkpoint_must_cover_the_model(wrap: Callable[[dict], dict], tmp_pat
     tensors = model.state_dict()
     counter = 'backbone.1.num_batches_tracked'
     torch.save(wrap({key: t for key, t in tensors.items() if key != counter}), path)
-    launch.check_weights(model, path)
+    run_checkpoints.check_weights(model, path)
     torch.save(wrap(tensors | {'head.weight': torch.zeros(5, 3), 'head.bias': torch.zeros(5)}), path)
-    launch.check_weights(model, path, prefix='backbone.')
+    run_checkpoints.check_weights(model, path, prefix='backbone.')
     with pytest.raises(UserError, match=r'it has other shapes for head\.weight and 1 more') as error:
-        launch.check_weights(model, path)
+        run_checkpoints.check_weights(model, path)
     assert path in message(error)
     torch.save(wrap({key: t for key, t in tensors.items() if key != 'backbone.0.bias'}), path)
     with pytest.raises(UserError, match=r'it lacks backbone\.0\.bias$'):
-        launch.check_weights(model, path, prefix='backbone.')
-    launch.check_weights(model, 'https://example.org/a.pth')
+        run_checkpoints.check_weights(model, path, prefix='backbone.')
+    run_checkpoints.check_weights(model, 'https://example.org/a.pth')
 
 
 def test_settings_that_nothing_can_be_built_from_are_one_line(tmp_path: Path) -> None:
@@ -586,7 +586,7 @@ def test_a_damaged_checkpoint_exits_with_2(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / 'a.pth').write_bytes(whole[: len(whole) // 2])
 
     def main() -> None:
-        launch.check_checkpoint(str(tmp_path / 'a.pth'))
+        run_checkpoints.check_checkpoint(str(tmp_path / 'a.pth'))
         _load_checkpoint(str(tmp_path / 'a.pth'))
 
     code, lines = ended(main, capsys)

@@ -19,7 +19,7 @@ from mmengine.utils import import_modules_from_strings
 from robust import QUICK_SEGMENTATION, SEGMENTATION, LabelMaps, Outcome, Run, run  # noqa: F401  run is the fixture
 from torch import nn
 
-from cvt_dense import launch
+from cvt_dense import run_checkpoints
 from cvt_dense.checkpoints import CheckpointError
 from cvt_dense.cli import UserError
 from cvt_dense.unpickling import read_checkpoint
@@ -111,9 +111,9 @@ def segmentor() -> nn.Module:
 
 
 USES: dict[str, Callable[[nn.Module, str], None]] = {
-    RESUME: lambda model, path: launch.check_weights(model, path, resume=True),
-    TEST: launch.check_weights,
-    START: lambda model, path: launch.check_weights(model, path, prefix='backbone.'),
+    RESUME: lambda model, path: run_checkpoints.check_weights(model, path, resume=True),
+    TEST: run_checkpoints.check_weights,
+    START: lambda model, path: run_checkpoints.check_weights(model, path, prefix='backbone.'),
 }
 
 
@@ -127,7 +127,7 @@ def test_every_kind_of_checkpoint_for_every_use(case: str, use: str, segmentor: 
     write(path, make((tmp_path / 'whole.pth').read_bytes(), content))
     expected = told[use]
     with pytest.raises((UserError, CheckpointError), match=re.escape(expected)) if expected else nullcontext() as error:
-        launch.check_checkpoint(str(path))
+        run_checkpoints.check_checkpoint(str(path))
         USES[use](segmentor, str(path))
     assert not Path('executed').exists()
     if expected:

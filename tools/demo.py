@@ -25,6 +25,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from cvt_dense import launch
 from cvt_dense.cli import UserError
 from cvt_dense.curves import last_metric, read_history
+from cvt_dense.data_paths import check_data
 from cvt_dense.prediction import Output, Predictor
 from cvt_dense.prediction.output import write_image
 
@@ -54,7 +55,7 @@ def train(out: Path, data: Path, epochs: int | None) -> Runner:
         argparse.Namespace(config=str(CONFIG), cfg_options=options, work_dir=None, launcher='none', local_rank=0)
     )
     launch.hide_gpu_without_operators(cfg)
-    launch.check_data(cfg, ('train', 'val'))
+    check_data(cfg, ('train', 'val'))
     runner = launch.build_runner(cfg)
     runner.train()
     return runner

@@ -30,7 +30,7 @@ from cvt_dense import launch
 from cvt_dense.checkpoints.files import reason
 from cvt_dense.cli import UserError
 from cvt_dense.export import Exportable, export
-from cvt_dense.unpickling import read_checkpoint
+from cvt_dense.run_checkpoints import check_checkpoint, load_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +59,7 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
         CheckpointError: If weights cannot be read.
     """
     if checkpoint:
-        launch.check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint)
         cfg.model.backbone.init_cfg = None  # the checkpoint holds every weight
     try:
         import_modules_from_strings(**cfg.get('custom_imports', dict(imports=['cvt_dense'])))
@@ -73,10 +73,7 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
         MMLogger.get_current_instance().setLevel('WARNING')  # init_weights lists every parameter
         model.backbone.init_weights()
     else:
-        launch.check_weights(model, checkpoint)
-        content = read_checkpoint(checkpoint)
-        # Not strict about what is left over alone: nothing is missing, that has just been seen.
-        model.load_state_dict(content.get('state_dict', content), strict=False)
+        load_weights(model, checkpoint)
     return revert_sync_batchnorm(model).eval()
 
 

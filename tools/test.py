@@ -14,9 +14,12 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_
 
 from cvt_dense import cli
 
-cli.need('mmengine')  # before the imports that would end in a stack trace
+cli.need('mmengine', 'mmcv')  # before the imports that would end in a stack trace
 
 from cvt_dense import launch
+from cvt_dense.data_paths import check_data
+from cvt_dense.datacheck import build_data
+from cvt_dense.run_checkpoints import check_checkpoint, check_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,17 +38,17 @@ def main() -> None:
     cfg = launch.load_config(args)
     launch.hide_gpu_without_operators(cfg)
     launch.prepare_launcher(cfg)
-    launch.check_checkpoint(args.checkpoint)
+    check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
-    launch.check_data(cfg, ('test',))
+    check_data(cfg, ('test',))
     launch.use_batchnorm_without_gpu(cfg)
     if args.show_dir:
         launch.draw_predictions(cfg, args.show_dir)
     if args.out:
         launch.dump_predictions(cfg, args.out)
     runner = launch.build_runner(cfg)
-    launch.check_weights(runner.model, args.checkpoint)
-    launch.build_data(runner, ('test',))
+    check_weights(runner.model, args.checkpoint)
+    build_data(runner, ('test',))
     runner.test()
 
 

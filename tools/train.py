@@ -16,10 +16,13 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_
 
 from cvt_dense import cli
 
-cli.need('mmengine')  # before the imports that would end in a stack trace
+cli.need('mmengine', 'mmcv')  # before the imports that would end in a stack trace
 
 from cvt_dense import launch
+from cvt_dense.data_paths import check_data
+from cvt_dense.datacheck import build_data
 from cvt_dense.resume import make_resumable
+from cvt_dense.run_checkpoints import check_checkpoint, check_weights, set_resume
 from cvt_dense.work_dir import claimed
 
 
@@ -56,22 +59,22 @@ def main() -> None:
     if args.tensorboard:
         launch.log_to_tensorboard(cfg)
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
-    launch.check_data(cfg, splits)
+    check_data(cfg, splits)
     launch.use_batchnorm_without_gpu(cfg)
     if not make_resumable(cfg):
         print(f'note: runs of {cfg.train_cfg.get("type")} do not resume exactly', file=sys.stderr)
     with claimed(cfg.work_dir, cfg.launcher):
         if args.resume:
-            launch.set_resume(cfg, args.resume)
+            set_resume(cfg, args.resume)
         elif cfg.get('load_from'):
-            launch.check_checkpoint(cfg.load_from)
+            check_checkpoint(cfg.load_from)
         runner = launch.build_runner(cfg)
-        launch.build_data(runner, splits)
+        build_data(runner, splits)
         launch.build_optimizer(runner)
         if cfg.get('load_from'):
             resume = bool(cfg.get('resume'))
             prefix = '' if resume else 'backbone.'  # heads may be for other classes
-            launch.check_weights(runner.model, cfg.load_from, prefix, resume)
+            check_weights(runner.model, cfg.load_from, prefix, resume)
         launch.train(runner)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
-from torch import nn
 
-from .. import launch
 from ..checkpoints.files import reason
 from ..checkpoints.sources import fetch
 from ..cli import UserError
 from ..drawing import Painter
-from ..unpickling import read_checkpoint
+from ..run_checkpoints import check_checkpoint, load_weights
 
 #: How files of a format begin, and what they have near their end.
 ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND'}
@@ -71,14 +68,14 @@ class Predictor:
         self.scope: str = cfg.default_scope
         if 'backbone' in cfg.model:
             cfg.model.backbone.init_cfg = None  # the checkpoint holds every weight
-        launch.check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint)
         path = str(fetch(checkpoint))
         dataset = _test_dataset(cfg)
         with self._in_scope(), _one_line_for_mistakes():
             model = revert_sync_batchnorm(MODELS.build(cfg.model))
             loading, *steps = _inference_steps(dataset)
             self._load, self._prepare = Compose([loading]), Compose(steps)
-        content = _load_weights(model, path)
+        content = load_weights(model, path)
         self.model = model.to(device).eval()
         saved = (content.get('meta') or {}).get('dataset_meta') or {}
         meta = {key.lower(): value for key, value in saved.items()}
@@ -176,17 +173,6 @@ def _inference_steps(dataset: ConfigDict) -> list[ConfigDict]:
     if not steps or not steps[0]['type'].endswith('LoadImageFromFile'):
         raise UserError("the config's test pipeline must begin with LoadImageFromFile")
     return steps
-
-
-def _load_weights(model: nn.Module, path: str) -> dict[str, Any]:
-    """Load a checkpoint that covers the model; its content."""
-    launch.check_weights(model, path)
-    content = dict(read_checkpoint(path))
-    # Not strict about what is left over alone: nothing is missing, that has just been seen.
-    unused = model.load_state_dict(content.get('state_dict', content), strict=False).unexpected_keys
-    if unused:
-        print(f'note: {len(unused)} tensors of {path} have no place in this config: {unused[0]}, …', file=sys.stderr)
-    return content
 
 
 def _check_end(path: Path) -> None:

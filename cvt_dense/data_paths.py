@@ -1,0 +1,53 @@
+"""Where a config's data are: a folder that is missing is told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from .cli import UserError
+
+
+def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Look for the data that a run will read.
+
+    Args:
+        cfg: Config of the run.
+        splits: Those of ``train``, ``val`` and ``test`` that are used.
+
+    Raises:
+        UserError: If a data root, an annotation file or an image folder is missing or empty.
+    """
+    hint = cfg.get('data_hint', 'set data_root in the config')
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in datasets_in(loader.dataset if loader else None):
+            for what, path in needed_files(dataset).items():
+                if not path.exists():
+                    raise UserError(f'{what} {path} does not exist; {hint}')
+                if path.is_dir() and next(path.iterdir(), None) is None:
+                    raise UserError(f'{what} {path} is empty; {hint}')
+
+
+def datasets_in(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
+    """The innermost datasets of one that may wrap or join others."""
+    if dataset is None:
+        return
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    if inner is None:
+        yield dataset
+        return
+    for entry in inner if isinstance(inner, (list, tuple)) else [inner]:
+        yield from datasets_in(entry)
+
+
+def needed_files(dataset: ConfigDict) -> dict[str, Path]:
+    """What a dataset reads, by what it is, outermost first."""
+    root = Path(dataset.get('data_root') or '')
+    needed = {'data root': root}
+    if dataset.get('ann_file'):
+        needed['annotation file'] = root / dataset.ann_file
+    folders = {f'{kind} folder': root / path for kind, path in dataset.get('data_prefix', {}).items() if path}
+    return needed | folders

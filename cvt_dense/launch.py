@@ -279,7 +279,7 @@ def train(runner: Runner) -> None:
             number = signals.number or error.number  # the latter from another process
             (hook,) = (hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
             raise Interrupted(number, f'{Interrupted(number)} {hook.save(runner)}; {way_on(runner.work_dir)}') from None
-        cause = _lost_process(str(error)) if isinstance(error, RuntimeError) else None
+        cause = _lost_process(error)
         if cause is None:
             raise
         if signals.number:  # it got the signal that this process got
@@ -287,8 +287,12 @@ def train(runner: Runner) -> None:
         raise UserError(f'{cause}; {way_on(runner.work_dir)}') from error
 
 
-def _lost_process(message: str) -> str | None:
-    """What an error of torch's says about a process that is gone, if it does."""
+def _lost_process(error: BaseException) -> str | None:
+    """What an error says about a process that is gone, if it does.
+
+    torch raises when the worker ends, wherever this process is; what is there may raise something else for it.
+    """
+    message, context = str(error), error.__context__
     worker = re.search(
         r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)', message
     )
@@ -300,7 +304,7 @@ def _lost_process(message: str) -> str | None:
         )
     if 'Connection closed by peer' in message or 'Connection reset by peer' in message:
         return 'another process of this run ended; its own last lines say why'
-    return None
+    return _lost_process(context) if context else None
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

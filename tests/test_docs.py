@@ -150,7 +150,9 @@ def test_commands_are_ones_that_the_tools_take(
     monkeypatch.chdir(ROOT)
     targets = re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
     for program, *arguments in documents.calls(script, tmp_path):
-        tools = [place for place, word in enumerate(arguments) if re.fullmatch(r'tools/\w+\.py', word)]
+        is_pytest = program == 'python' and arguments[:2] == ['-m', 'pytest']
+        script = r'tools/\w+\.py|tests/kill_and_resume\.py'
+        tools = [place for place, word in enumerate(arguments) if re.fullmatch(script, word) and not is_pytest]
         if tools and len(arguments) > tools[0] + 1:
             check_tool(arguments[tools[0]], arguments[tools[0] + 1 :], monkeypatch)
             monkeypatch.undo()
@@ -159,7 +161,7 @@ def test_commands_are_ones_that_the_tools_take(
             assert (ROOT / arguments[tools[0]]).is_file()
         elif program == 'make':
             assert arguments[0] in targets
-        elif program == 'python' and arguments[:2] == ['-m', 'pytest']:
+        elif is_pytest:
             files = [word for word in arguments if word.startswith('tests/')]
             assert all((ROOT / word).exists() for word in files)
         elif program == 'python':
@@ -237,3 +239,39 @@ def test_the_installation_page_names_what_is_pinned_and_what_exists() -> None:
             for package, version in zip(packages.split(', '), cell.split(', '), strict=True):
                 name = {'mmdet': 'mm(?:det|detection)'}.get(package, package)
                 assert re.search(rf'^(?:onedl-)?{name}=={re.escape(version)}$', '\n'.join(pins), re.MULTILINE), package
+
+
+#: Where others' messages of the troubleshooting page come from: what is installed, except for what cannot be here.
+SOURCES = [
+    *(path for folder in ('cvt_dense', 'tools') for path in (ROOT / folder).rglob('*.py')),
+    *(
+        Path(importlib.util.find_spec(package).origin).parent / file
+        for package, file in (
+            ('mmengine', 'registry/build_functions.py'),
+            ('mmengine', 'runner/checkpoint.py'),
+            ('mmdet', 'evaluation/metrics/coco_metric.py'),
+            ('torch', 'serialization.py'),
+            ('torch', 'nn/functional.py'),
+            ('torch', 'nn/modules/batchnorm.py'),
+        )
+    ),
+]
+NOT_HERE = re.compile(
+    r'No module named|undefined symbol|torchvision::nms|^MMCV==|sctypes|libGL|CUDA out of|Lowering|mmseg::'
+)
+
+
+def test_messages_of_the_troubleshooting_page_are_ones_that_appear() -> None:
+    page = (ROOT / 'docs/troubleshooting.md').read_text()
+    # As the code has them: without the quotes and placeholders of formatted strings.
+    text = re.sub(r"""\s+f?['"]|['"]\s+""", ' ', '\n'.join(path.read_text() for path in SOURCES))
+    text = re.sub(r'\{[^{}]*\}', '…', re.sub(r'\s+', ' ', text)).replace('… ', '…').replace(' …', '…')
+    firsts = [row.split('|')[1] for row in page.splitlines() if row.startswith('| `')]
+    messages = [message for first in firsts for message in re.findall('`([^`]+)`', first)[:1]]
+    assert len(messages) > 20
+    for message in messages:
+        if not NOT_HERE.search(message):
+            parts = [
+                part.strip(" :';,") for part in re.split('…|CvT|mmdet::model|nan|Killed|mmsegmentation|2.6', message)
+            ]
+            assert all(part in text for part in parts if len(part) > 3), message

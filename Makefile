@@ -3,6 +3,9 @@ VENV ?= .venv
 VENV_OPENMMLAB ?= .venv-openmmlab
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Processes that share the tests, a file at a time, each with one thread; a process takes up to 3 GB.
+TEST_JOBS ?= 2
+PYTEST = -m pytest -n $(TEST_JOBS) --dist loadfile
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -11,7 +14,7 @@ DEMO_ARGS ?=
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 28
 	@echo
-	@echo 'Settings: VENV=folder VENV_OPENMMLAB=folder PYTHON=python3.x DEMO_ARGS="..." PYTEST_ARGS="..."'
+	@echo 'Settings: VENV=folder VENV_OPENMMLAB=folder PYTHON=python3.x DEMO_ARGS="..." PYTEST_ARGS="..." TEST_JOBS=2'
 
 env:  ## make or update the virtual environment (.venv, or VENV=folder)
 	@"$(PYTHON)" tools/setup_env.py --venv "$(VENV)"
@@ -20,7 +23,7 @@ demo: env  ## train and evaluate small models on data that comes with the projec
 	"$(VENV)/bin/python" tools/demo.py $(DEMO_ARGS)
 
 test: env  ## run the tests
-	"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" $(PYTEST) $(PYTEST_ARGS)
 
 # What a toolkit or torch of another version breaks first: the operator, its compilation, configs, checkpoints, runs.
 # Less what takes minutes and says nothing new: gradients through a compiled model, and the largest variant.
@@ -37,10 +40,10 @@ env-openmmlab:
 	@"$(PYTHON)" tools/setup_env.py --stack openmmlab --venv "$(VENV_OPENMMLAB)"
 
 test-openmmlab: env-openmmlab  ## run the tests with upstream OpenMMLab and the oldest torch
-	"$(VENV_OPENMMLAB)/bin/python" -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 "$(VENV_OPENMMLAB)/bin/python" $(PYTEST) $(PYTEST_ARGS)
 
 test-openmmlab-core: env-openmmlab  ## of these, those that another version breaks first
-	"$(VENV_OPENMMLAB)/bin/python" -m pytest $(CORE) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 "$(VENV_OPENMMLAB)/bin/python" $(PYTEST) $(CORE) $(PYTEST_ARGS)
 
 lint: env  ## check style and formatting
 	"$(VENV)/bin/python" -m ruff check .

@@ -77,7 +77,7 @@ OPENMMLAB = [
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 DEMO = ['scikit-image', 'matplotlib']
 TENSORBOARD = ['tensorboard']
-TESTS = ['pytest', 'hypothesis', 'transformers', *TENSORBOARD]
+TESTS = ['pytest', 'pytest-xdist', 'hypothesis', 'transformers', *TENSORBOARD]
 
 # What a build leaves in the checkout goes again: a stale build/ would get into the next wheel.
 BUILT_HERE = {'bdist_wheel', 'sdist', 'dist_info', 'egg_info', 'editable_wheel'} & set(sys.argv)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import Size, cut
+from .attention import Size
 from .layers import ConvAttention
 from .trunk import Stage
+from .windows import cut
 
 #: Centre of the first token of every stage, in pixels from the image's first one: the first embedding has a kernel of
 #: 7 and a padding of 2. All later convolutions are centred on tokens, so the others follow at multiples of the stride.

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvt_dense.attention import attend
+from cvt_dense.windows import attend_in_windows, cut, from_windows, to_windows
+
+SIDES = st.integers(1, 70)
+
+
+@given(length=SIDES, window_size=SIDES, kv_stride=st.integers(1, 4))
+def test_windows_cover_an_axis_evenly_and_cut_no_key_in_two(length: int, window_size: int, kv_stride: int) -> None:
+    runs = cut(length, window_size, kv_stride)
+    assert len(runs) <= 3
+    windows = [(queries, keys) for number, queries, keys in runs for _ in range(number)]
+    assert sum(queries for queries, _ in windows) == length
+    assert sum(keys for _, keys in windows) == -(-length // kv_stride)
+    assert all(queries == keys * kv_stride for queries, keys in windows[:-1])
+    assert all(0 < queries <= -(-window_size // kv_stride) * kv_stride for queries, _ in windows)
+    assert max(keys for _, keys in windows) - min(keys for _, keys in windows) <= 1
+    # As few as possible: one less could not cover the keys.
+    assert (len(windows) - 1) * -(-window_size // kv_stride) < -(-length // kv_stride)
+
+
+@given(rows=st.integers(1, 4), columns=st.integers(1, 4), height=st.integers(1, 5), width=st.integers(1, 5))
+def test_windows_are_put_together_as_they_were_cut(rows: int, columns: int, height: int, width: int) -> None:
+    x = torch.arange(2 * rows * height * columns * width * 3).view(2, rows * height, columns * width, 3)
+    windows = to_windows(x, (rows, columns))
+    assert windows.shape == (2 * rows * columns, height * width, 3)
+    assert torch.equal(windows[0], x[0, :height, :width].reshape(-1, 3))
+    assert torch.equal(from_windows(windows, (rows, columns), (rows * height, columns * width)), x)
+
+
+def masked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    size: tuple[int, int],
+    kv_stride: int,
+    window_size: int,
+    num_prefix: int,
+) -> torch.Tensor:
+    """Windowed attention with one head as its definition has it, by a mask of queries x keys."""
+
+    def labels(length: int, of_keys: bool) -> torch.Tensor:
+        runs = cut(length, window_size, kv_stride)
+        lengths = [run[2 if of_keys else 1] for run in runs for _ in range(run[0])]
+        return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+    def window_of(of_keys: bool) -> torch.Tensor:
+        pairs = torch.cartesian_prod(labels(size[0], of_keys), labels(size[1], of_keys))
+        return torch.cat((torch.full((num_prefix,), -1), pairs[:, 0] * 1000 + pairs[:, 1]))
+
+    queries, keys = window_of(of_keys=False)[:, None], window_of(of_keys=True)[None]
+    allowed = (queries == keys) | (queries == -1) | (keys == -1)
+    products = (0.3 * query @ key.transpose(1, 2)).masked_fill(~allowed, -torch.inf)
+    return products.softmax(-1) @ value
+
+
+@pytest.mark.parametrize('num_prefix', [0, 1])
+@pytest.mark.parametrize(
+    ('size', 'kv_stride', 'window_size'),
+    [
+        ((8, 12), 2, 4),
+        ((9, 13), 2, 4),
+        ((7, 5), 1, 3),
+        ((16, 3), 2, 6),
+        ((11, 11), 3, 5),
+        ((1, 9), 2, 2),
+        ((9, 9), 2, 9),
+    ],
+)
+def test_queries_attend_to_the_keys_of_their_window_and_gradients_likewise(
+    size: tuple[int, int], kv_stride: int, window_size: int, num_prefix: int
+) -> None:
+    num_keys = num_prefix + -(-size[0] // kv_stride) * -(-size[1] // kv_stride)
+    lengths = (num_prefix + size[0] * size[1], num_keys, num_keys)
+    inputs = [torch.randn(2, length, 6, dtype=torch.double, requires_grad=True) for length in lengths]
+    ours = attend_in_windows(*inputs, 1, 0.3, size, kv_stride, window_size, num_prefix)
+    expected = masked_attention(*inputs, size, kv_stride, window_size, num_prefix)
+    torch.testing.assert_close(ours, expected)
+    direction = torch.randn_like(ours)
+    for got, want in zip(
+        torch.autograd.grad(ours, inputs, direction), torch.autograd.grad(expected, inputs, direction)
+    ):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize('window_size', [9, 13, 100])
+def test_a_window_as_large_as_the_map_is_exactly_global_attention(window_size: int) -> None:
+    query, key = torch.randn(2, 1 + 7 * 9, 12), torch.randn(2, 1 + 4 * 5, 12)
+    windowed = attend_in_windows(query, key, key, 3, 0.3, (7, 9), 2, window_size, 1)
+    assert torch.equal(windowed, attend(query, key, key, 3, 0.3))
+
+
+def test_the_operator_for_compiled_graphs_is_a_well_behaved_one() -> None:
+    """What torch asks of an operator: schema, shapes without data, gradients, dynamic shapes."""
+    query, key, value = (torch.randn(2, n, 12, requires_grad=True) for n in (1 + 7 * 9, 1 + 4 * 5, 1 + 4 * 5))
+    for window_size in (4, 9):
+        arguments = (query, key, value, 3, 0.3, 7, 9, 2, window_size, 1)
+        torch.library.opcheck(torch.ops.cvt_dense.attend_in_windows.default, arguments)
+        opaque = torch.ops.cvt_dense.attend_in_windows(*arguments)
+        plain = attend_in_windows(query, key, value, 3, 0.3, (7, 9), 2, window_size, 1)
+        assert torch.equal(opaque, plain)
+        direction = torch.randn_like(plain)
+        for got, want in zip(
+            torch.autograd.grad(opaque, (query, key, value), direction),
+            torch.autograd.grad(plain, (query, key, value), direction),
+        ):
+            torch.testing.assert_close(got, want)

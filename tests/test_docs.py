@@ -275,3 +275,20 @@ def test_messages_of_the_troubleshooting_page_are_ones_that_appear() -> None:
                 part.strip(" :';,") for part in re.split('…|CvT|mmdet::model|nan|Killed|mmsegmentation|2.6', message)
             ]
             assert all(part in text for part in parts if len(part) > 3), message
+
+
+def test_badges_say_what_is_tried() -> None:
+    badges = dict(re.findall(r'!\[([^:\]]+?):? ([^\]]+)\]\(https://img', (ROOT / 'README.md').read_text()))
+    badges = {' '.join(badge) for badge in badges.items()}
+    oldest, newest = (
+        re.search(r'^torch==(\d+\.\d+)', (ROOT / 'requirements' / file).read_text(), re.MULTILINE)[1]
+        for file in ('openmmlab/torch.txt', 'torch.txt')
+    )
+    tried = re.search(r'## What was tried together\n\nPython (\S+),', (ROOT / 'docs/install.md').read_text())[1]
+    assert (ROOT / 'LICENSE').read_text().split()[:4] == ['Apache', 'License', 'Version', '2.0,']
+    assert badges == {
+        'Licence Apache 2.0',
+        f'Python {tried}',
+        f'torch {oldest} to {newest}',
+        'OneDL and upstream OpenMMLab',
+    }

@@ -3,9 +3,9 @@ VENV ?= .venv
 VENV_OPENMMLAB ?= .venv-openmmlab
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Processes that share the tests, a file at a time, each with one thread; a process takes up to 3 GB.
+# Processes that share the tests, each with one thread; a process takes up to 4 GB.
 TEST_JOBS ?= 2
-PYTEST = -m pytest -n $(TEST_JOBS) --dist loadfile
+PYTEST = -m pytest -n $(TEST_JOBS) --dist worksteal
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help

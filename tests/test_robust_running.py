@@ -43,6 +43,20 @@ ENDLESS = ['train_cfg.max_iters=100000', 'default_hooks.logger.interval=1', 'mod
 ENDLESS += ['train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=3', 'randomness.seed=0']
 
 
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """No run that a failed test has started goes on forever."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 @pytest.fixture(autouse=True)
 def _no_signal() -> Iterator[None]:
     """The process listens to signals as before after each test, and has got none."""
@@ -275,7 +289,9 @@ def start(work_dir: Path, shapes: Path, *options: str, launcher: tuple[str, ...]
     env = os.environ | dict(SHAPES_ROOT=str(shapes), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     with open(work_dir.with_suffix('.log'), 'w') as log:
         command = [sys.executable, *launcher, *arguments]
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+    _started.append(process)
+    return process
 
 
 def wait_for(text: str, work_dir: Path, process: subprocess.Popen, seconds: float = 180) -> None:

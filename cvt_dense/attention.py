@@ -37,4 +37,4 @@ def attend(
     query = query.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     key = key.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     value = value.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)

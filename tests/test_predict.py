@@ -478,7 +478,7 @@ class Harmful:
         (dict(checkpoint='nope.pth'), 'checkpoint nope.pth does not exist'),
         (dict(checkpoint='text.pth'), 'checkpoint text.pth is damaged, incomplete or no checkpoint'),
         (dict(checkpoint='harmful.pth'), 'checkpoint harmful.pth was refused'),
-        (dict(checkpoint='other'), 'is not one of this config: it lacks'),
+        (dict(checkpoint='other'), 'does not fit this config: it lacks'),
         (dict(input='nope.jpg'), 'input nope.jpg does not exist'),
         (dict(input='nope/*.jpg'), 'no image or video matches nope/*.jpg'),
         (dict(options=['--batch-size', '0']), '--batch-size must be at least 1, got 0'),

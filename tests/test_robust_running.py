@@ -141,9 +141,11 @@ def test_a_signal_waits_until_accumulated_gradients_are_used(tmp_path: Path) -> 
 def test_a_signal_before_the_first_iteration_ends_the_process_at_once(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
-        signals.listen()
-        train(config(tmp_path), Call('before_run', 0, send(signal.SIGTERM)))
-        os._exit(0)
+        try:
+            signals.listen()
+            train(config(tmp_path), Call('before_run', 0, send(signal.SIGTERM)))
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
     assert not list(tmp_path.glob('*.pth'))
 
@@ -336,14 +338,16 @@ def test_workers_answer_to_the_trainer_alone_and_end_with_it() -> None:
     reading, writing = os.pipe()
     trainer = os.fork()
     if trainer == 0:
-        os.setsid()
-        signals.response = 'note'
-        signals.listen()
-        batches = iter(DataLoader(Large(), num_workers=2, worker_init_fn=init_worker, collate_fn=list))
-        next(batches)
-        os.write(writing, b'.')
-        time.sleep(60)
-        os._exit(0)
+        try:
+            os.setsid()
+            signals.response = 'note'
+            signals.listen()
+            batches = iter(DataLoader(Large(), num_workers=2, worker_init_fn=init_worker, collate_fn=list))
+            next(batches), next(batches)  # one of each worker: both are prepared
+            os.write(writing, b'.')
+            time.sleep(60)
+        finally:
+            os._exit(1)  # and run no other test
     try:
         os.read(reading, 1)
         workers = children(trainer)

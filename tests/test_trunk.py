@@ -155,7 +155,7 @@ def test_activation_checkpointing_changes_neither_gradients_nor_statistics() -> 
 
 
 def test_gradients_are_those_of_plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain(query, key, value, scale):
+    def plain(query, key, value, attn_mask, scale):
         return (scale * query @ key.transpose(-2, -1)).softmax(-1) @ value
 
     fused, _ = _train_step(False)

@@ -443,10 +443,10 @@ def test_all_processes_of_a_distributed_run_stop_at_the_same_iteration(tmp_path:
 
 
 @pytest.mark.slow
-def test_two_hundred_interruptions_lose_nothing(tmp_path: Path) -> None:
-    """Ten here; KILL_CYCLES=200 for as many."""
+def test_interruptions_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """A few here; KILL_CYCLES=200 for as many."""
     command = [sys.executable, str(ROOT / 'tests/kill_and_resume.py'), '--out', str(tmp_path / 'out')]
-    command += ['--cycles', os.environ.get('KILL_CYCLES', '10')]
+    command += ['--cycles', os.environ.get('KILL_CYCLES', '5')]
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tools')]), OMP_NUM_THREADS='1')
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

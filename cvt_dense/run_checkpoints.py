@@ -96,9 +96,14 @@ def check_weights(model: nn.Module, path: str, prefix: str = '', resume: bool = 
         UserError: If tensors are missing, misshapen or not finite; the message names the first.
         CheckpointError: If the checkpoint cannot be read.
     """
-    if '://' in path:
-        return
-    content = read_checkpoint(path)
+    if '://' not in path:
+        _check_content(model, read_checkpoint(path), path, prefix, resume)
+
+
+def _check_content(
+    model: nn.Module, content: Mapping[str, Any], path: str, prefix: str = '', resume: bool = False
+) -> None:
+    """As :func:`check_weights`, for a checkpoint that has been read."""
     lacking = next((part for part in ('meta', 'optimizer') if part not in content), None)
     if resume and lacking:
         raise UserError(
@@ -135,8 +140,8 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
         UserError: If it does not cover the model.
         CheckpointError: If it cannot be read.
     """
-    check_weights(model, path)
     content = read_checkpoint(path)
+    _check_content(model, content, path)
     # Not strict about what is left over alone: nothing is missing, that has just been seen.
     unused = model.load_state_dict(content.get('state_dict', content), strict=False).unexpected_keys
     if unused:

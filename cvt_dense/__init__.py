@@ -15,7 +15,8 @@ if torch.__version__ < (2, 6):
     )
 
 from .arch import ARCHS, Arch
-from .checkpoints import CheckpointError, load_pretrained
+from .checkpoints import load_pretrained
+from .errors import CheckpointError
 from .timm_models import CvTClassifier
 from .trunk import CvTTrunk
 from .version import __version__

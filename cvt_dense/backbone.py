@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arch import Arch, PerBlock, WindowSize, get_arch
-from .checkpoints import CheckpointError, load_pretrained
+from .checkpoints import load_pretrained
+from .errors import CheckpointError
 from .layers import NORM_EPS
 from .trunk import CvTTrunk
 from .unpickling import mmengine_types

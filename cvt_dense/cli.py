@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
-from .checkpoints import CheckpointError
-from .checkpoints.files import read, reason
+from .checkpoints.files import read
 from .checkpoints.sources import fetch
+from .errors import UserError, reason
 
 if find_spec('mmengine'):
     from .unpickling import mmengine_types
@@ -27,15 +27,6 @@ _PACKAGES = {
     'mmseg': 'onedl-mmsegmentation, or upstream mmsegmentation',
     'skimage': 'scikit-image',
 }
-
-
-class UserError(Exception):
-    """Something that the user has to mend; the message is one line that says what and how."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader raises what its workers raise with a stack trace for a message, whose last line is the error.
-        last = message.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: '))
 
 
 def check_installed(*modules: str) -> None:
@@ -62,7 +53,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Run a command-line tool's ``main`` and exit: 0, or 2 with one line on stderr for a user's mistake."""
     try:
         main()
-    except (UserError, CheckpointError) as error:
+    except UserError as error:
         sys.exit(_fail(str(error)))
     except pickle.UnpicklingError as error:  # from a URL, which mmengine reads by itself
         sys.exit(_fail(f'a checkpoint holds more than weights and was refused: {reason(error)}'))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoints.files import reason
-from .cli import UserError
+from .errors import UserError, reason
 
 _THREE_POINTS = 6  # numbers in the least polygon
 

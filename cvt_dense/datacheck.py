@@ -20,9 +20,8 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
-from .checkpoints.files import reason
-from .cli import UserError
 from .coco_file import Use, check_annotations, read_annotations
+from .errors import UserError, reason
 from .reading import CheckedAnnotations, CheckedImage, check_while_reading
 
 SAMPLE = 20  # images of each data set that are opened

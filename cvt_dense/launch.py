@@ -22,9 +22,8 @@ from mmengine.runner import Runner
 from torch.distributed import DistNetworkError, DistStoreError
 
 from . import cli
-from .checkpoints.files import reason
-from .cli import UserError
 from .distributed import use_gloo_without_gpu
+from .errors import UserError, reason
 from .interruption import Interrupted, InterruptionHook, signals
 from .resume import write_files_atomically
 from .unpickling import load_checkpoints_safely

@@ -13,8 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from PIL import Image
 
-from .checkpoints.files import reason
-from .cli import UserError
+from .errors import UserError, reason
 
 UNLABELLED = 255  # what mmseg's loader makes of labels that are no classes
 

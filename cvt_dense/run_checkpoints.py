@@ -11,8 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from .checkpoints import CheckpointError
-from .cli import UserError
+from .errors import CheckpointError, UserError
 from .interruption import INTERRUPTED
 from .unpickling import read_checkpoint
 

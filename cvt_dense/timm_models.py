@@ -16,11 +16,11 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from .arch import Arch, PerBlock, WindowSize, get_arch
-from .checkpoints.files import CheckpointError, reason
 from .checkpoints.formats import from_timm, to_timm, to_trunk
 from .checkpoints.load import check_fit
 from .checkpoints.published import PUBLISHED, Published
 from .checkpoints.sources import LOCAL_FOLDER, find_local
+from .errors import CheckpointError, reason
 from .layers import NORM_EPS
 from .trunk import MIN_SIZE, build_stages, check_images, reset_parameters
 

@@ -12,7 +12,7 @@ from benchmark import CANDIDATES, Result
 from PIL import Image
 
 from cvt_dense import CvTTrunk
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 
 
 def result(model: str, side: int, seconds: float, mode: str = 'forward') -> Result:

@@ -11,8 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from cvt_dense import cli
-from cvt_dense.checkpoints import CheckpointError
-from cvt_dense.cli import UserError
+from cvt_dense.errors import CheckpointError, UserError
 
 
 def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cvt_dense import CheckpointError, CvT
 from cvt_dense.checkpoints.formats import FORMATS, to_trunk
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 
 SUFFIXES = {'official': '.pth', 'hf': '.safetensors', 'timm': '.bin'}
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from torch import nn
 
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 
 SMALL = ROOT / 'configs/upernet_cvttiny_shapes.py'
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from cvt_dense import CvT, cli
 from cvt_dense import export as exporting
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 from cvt_dense.export import CHECKED_SHAPES, AdaptiveAvgPoolByProducts, Exportable, check, export, exportable_copy
 
 UPERNET, MASK_RCNN = (f'configs/{name}_shapes.py' for name in ('upernet_cvttiny', 'maskrcnn_cvttiny_fpn'))

@@ -15,7 +15,7 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 
 from cvt_dense import data_paths, launch, run_checkpoints
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """

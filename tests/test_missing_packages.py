@@ -11,7 +11,7 @@ from conftest import ROOT
 from mmengine.config import Config
 
 from cvt_dense import launch
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 
 #: Imports of these end in a ModuleNotFoundError, and importlib finds no spec for them.
 HIDE = 'import sys; sys.modules.update(dict.fromkeys({!r}))\n'

@@ -29,8 +29,8 @@ from robust import (
     run,  # noqa: F401  the fixture
 )
 
-from cvt_dense.cli import UserError
 from cvt_dense.datacheck import build_dataset, inspect_dataset
+from cvt_dense.errors import UserError
 
 Train = Callable[..., Outcome]
 

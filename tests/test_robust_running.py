@@ -30,8 +30,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cvt_dense import launch
-from cvt_dense.cli import UserError
 from cvt_dense.divergence import first_invalid
+from cvt_dense.errors import UserError
 from cvt_dense.interruption import INTERRUPTED, Interrupted, Signals, signals
 from cvt_dense.resume import make_resumable
 from cvt_dense.unpickling import mmengine_types

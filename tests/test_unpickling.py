@@ -15,8 +15,8 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 
-from cvt_dense.checkpoints import CheckpointError
 from cvt_dense.checkpoints.files import read
+from cvt_dense.errors import CheckpointError
 from cvt_dense.unpickling import load_checkpoints_safely, mmengine_types
 
 

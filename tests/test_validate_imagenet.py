@@ -14,7 +14,7 @@ from torch import nn
 
 from cvt_dense import CheckpointError
 from cvt_dense.checkpoints.formats import to_transformers
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 
 CLASSES = ('n01440764', 'n01443537', 'n01484850')
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cvt_dense import CvTTrunk, __version__
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 from cvt_dense.flops import count_macs
 
 MODES = ('forward', 'training')

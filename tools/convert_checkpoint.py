@@ -26,11 +26,11 @@ from torch import Tensor
 
 from cvt_dense import CvTTrunk, cli
 from cvt_dense.arch import ARCHS
-from cvt_dense.checkpoints import CheckpointError, load_pretrained
+from cvt_dense.checkpoints import load_pretrained
 from cvt_dense.checkpoints.files import read
 from cvt_dense.checkpoints.formats import FORMATS, StateDict, to_trunk
 from cvt_dense.checkpoints.load import check_complete, variant_of
-from cvt_dense.cli import UserError
+from cvt_dense.errors import CheckpointError, UserError
 
 TARGETS = {'official': 'official', 'hf': 'transformers', 'timm': 'timm'}
 IMAGE_SIZE = (65, 98)  # odd, and with maps of different sides: a transposed weight would show

@@ -79,10 +79,10 @@ def report(checks: list[Check]) -> int:
 
 def check_data(cfg: Config, config: str, split: str) -> Iterator[Result]:
     """Whether the data of a split are there and what a sample of them holds can be trained on."""
-    from cvt_dense.cli import UserError
     from cvt_dense.data_paths import check_data as look_for_data
     from cvt_dense.data_paths import datasets_in
     from cvt_dense.datacheck import build_dataset, inspect_dataset
+    from cvt_dense.errors import UserError
 
     hint = cfg.get('data_hint', 'set data_root in the config')
     mend = f'{hint}; then {PYTHON} tools/doctor.py {config}'
@@ -122,9 +122,9 @@ def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
     import torch
     from mmengine.registry import MODELS
 
-    from cvt_dense.checkpoints import CheckpointError
     from cvt_dense.checkpoints.load import read_fitting
     from cvt_dense.checkpoints.reach import check_reachable, find_here
+    from cvt_dense.errors import CheckpointError
     from cvt_dense.unpickling import mmengine_types
 
     options = f'{PYTHON} tools/train.py {config} --cfg-options model.backbone.init_cfg'

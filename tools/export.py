@@ -27,8 +27,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from cvt_dense import launch
-from cvt_dense.checkpoints.files import reason
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError, reason
 from cvt_dense.export import Exportable, export
 from cvt_dense.run_checkpoints import check_checkpoint, load_weights
 

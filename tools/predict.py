@@ -27,8 +27,7 @@ from mmengine.config import Config, DictAction
 from tqdm import tqdm
 
 from cvt_dense import launch
-from cvt_dense.checkpoints.files import reason
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError, reason
 from cvt_dense.prediction import Item, Output, Predictor, Skipped
 from cvt_dense.prediction.inputs import VIDEOS, find_inputs, name_outputs
 from cvt_dense.prediction.output import make_even, open_writer, write_image

@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 import cvt_dense  # noqa: F401  registers the models in timm
 from cvt_dense import cli
-from cvt_dense.checkpoints.files import CheckpointError
 from cvt_dense.checkpoints.published import find_published
-from cvt_dense.cli import UserError
+from cvt_dense.errors import CheckpointError, UserError
 
 
 def parse_args() -> argparse.Namespace:

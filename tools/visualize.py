@@ -26,8 +26,7 @@ from torch import Tensor
 from cvt_dense import CvTTrunk, cli
 from cvt_dense.arch import ARCHS
 from cvt_dense.checkpoints import LoadReport, load_pretrained
-from cvt_dense.checkpoints.files import reason
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError, reason
 from cvt_dense.inspection import (
     AttentionRow,
     StageView,

@@ -1,7 +1,6 @@
 """Published CvT weights: recognise them, find them, load them, and say plainly what is wrong with them."""
 
-from .files import CheckpointError
 from .load import LoadReport, load_pretrained
 from .published import PUBLISHED, Published
 
-__all__ = ['PUBLISHED', 'CheckpointError', 'LoadReport', 'Published', 'load_pretrained']
+__all__ = ['PUBLISHED', 'LoadReport', 'Published', 'load_pretrained']

@@ -16,7 +16,8 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from .files import CheckpointError, is_file_name, read, reason, shard_names
+from ..errors import CheckpointError, reason
+from .files import is_file_name, read, shard_names
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from ..errors import CheckpointError, reason
+
 #: What a directory in the layout of Hugging Face's ``save_pretrained`` holds its weights in, best first.
 WEIGHT_FILES = (
     'model.safetensors',
@@ -18,10 +20,6 @@ WEIGHT_FILES = (
     'pytorch_model.bin',
     'pytorch_model.bin.index.json',
 )
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be had, read or used; its message says why and what to do."""
 
 
 def read(path: Path) -> Mapping[str, Any]:
@@ -84,10 +82,3 @@ def _read_shards(index: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f'checkpoint {index} lists {missing[0]!r}, which none of its files holds')
     return tensors
-
-
-def reason(error: Exception) -> str:
-    """The line of an error's message that says what happened; torch puts advice before it."""
-    text = str(error).rpartition('WeightsUnpickler error:')[2].strip() or type(error).__name__
-    lines = text.splitlines()
-    return next((line for line in lines if line.startswith('Trying to load')), lines[0])

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..arch import ARCHS, Arch
+from ..errors import CheckpointError
 from ..trunk import CvTTrunk
-from .files import CheckpointError, read
+from .files import read
 from .formats import FORMATS, StateDict, to_trunk
 from .sources import fetch
 

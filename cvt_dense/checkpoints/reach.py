@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 
+from ..errors import CheckpointError, reason
 from .download import target_of
-from .files import WEIGHT_FILES, CheckpointError, reason, shard_names
+from .files import WEIGHT_FILES, shard_names
 from .published import SHIPPED, find_published
 from .sources import fetch, find_local, parse_hub_address
 

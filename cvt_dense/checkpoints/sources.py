@@ -10,8 +10,9 @@ from urllib.parse import unquote
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..errors import CheckpointError, reason
 from .download import download
-from .files import WEIGHT_FILES, CheckpointError, reason, shard_names
+from .files import WEIGHT_FILES, shard_names
 from .published import PUBLISHED, SHIPPED, Published, find_published
 
 #: Names a folder that is looked through for published checkpoints before the Hub is asked.

@@ -16,10 +16,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 
-from ..checkpoints.files import reason
 from ..checkpoints.sources import fetch
-from ..cli import UserError
 from ..drawing import Painter
+from ..errors import UserError, reason
 from ..reading import is_cut_jpeg
 from ..run_checkpoints import check_checkpoint, load_weights
 

@@ -15,7 +15,8 @@ import torch
 from servers import WEIGHTS, FileServer, Payload, assert_equal, nobody_serving, save, save_shards, serving
 
 from cvt_dense.checkpoints.download import download
-from cvt_dense.checkpoints.files import CheckpointError, read, shard_names
+from cvt_dense.checkpoints.files import read, shard_names
+from cvt_dense.errors import CheckpointError
 
 FRAMINGS = ('length', 'chunked', 'end')
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from servers import WEIGHTS, Payload, assert_equal, save, save_shards
 
-from cvt_dense.checkpoints.files import CheckpointError, read, shard_names
+from cvt_dense.checkpoints.files import read, shard_names
+from cvt_dense.errors import CheckpointError
 
 FILES = ('a.pth', 'a.bin', 'legacy.pth', 'legacy.bin', 'a.safetensors')
 SHARDS = ('.safetensors', '.bin')

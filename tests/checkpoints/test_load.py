@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cvt_dense import CvT, CvTTrunk
-from cvt_dense.checkpoints import CheckpointError, LoadReport, load_pretrained
+from cvt_dense.checkpoints import LoadReport, load_pretrained
+from cvt_dense.errors import CheckpointError
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ import torch
 from huggingface_hub.utils import LocalEntryNotFoundError
 from servers import FileServer, assert_equal, nobody_serving, save, save_shards, serving
 
-from cvt_dense.checkpoints import PUBLISHED, CheckpointError, sources
+from cvt_dense.checkpoints import PUBLISHED, sources
 from cvt_dense.checkpoints.files import WEIGHT_FILES, read, shard_names
 from cvt_dense.checkpoints.published import SHIPPED
 from cvt_dense.checkpoints.sources import LOCAL_FOLDER, fetch
+from cvt_dense.errors import CheckpointError
 
 NAME = 'cvt-13-384x384-in22k'
 AUTHORS_NAME = 'CvT-13-384x384-IN-22k.pth'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cvt_dense.cli import UserError
+from cvt_dense.errors import UserError
 from cvt_dense.prediction.inputs import find_inputs, name_outputs
 
 

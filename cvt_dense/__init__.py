@@ -14,11 +14,11 @@ if torch.__version__ < (2, 6):
         f'cvt_dense needs torch 2.6 or later, for its safe reading of checkpoints; this is {torch.__version__}'
     )
 
-from .arch import ARCHS, Arch
 from .checkpoints import load_pretrained
 from .errors import CheckpointError
+from .models.cvt.arch import ARCHS, Arch
+from .models.cvt.trunk import CvTTrunk
 from .timm_models import CvTClassifier
-from .trunk import CvTTrunk
 from .version import __version__
 
 if find_spec('mmengine'):

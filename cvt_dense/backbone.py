@@ -15,11 +15,11 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arch import Arch, PerBlock, WindowSize, get_arch
 from .checkpoints import load_pretrained
 from .errors import CheckpointError
-from .layers import NORM_EPS
-from .trunk import CvTTrunk
+from .models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
+from .models.cvt.layers import NORM_EPS
+from .models.cvt.trunk import CvTTrunk
 from .unpickling import mmengine_types
 
 
@@ -29,7 +29,7 @@ class CvT(CvTTrunk, BaseModule):
 
     Args:
         arch: ``'cvt-13'``, ``'cvt-21'``, ``'cvt-w24'``, or a dict with ``embed_dims``, ``num_heads``, ``depths`` and
-            optionally ``mlp_ratio`` and ``kv_stride`` (see :class:`cvt_dense.arch.Arch`).
+            optionally ``mlp_ratio`` and ``kv_stride`` (see :class:`cvt_dense.models.cvt.arch.Arch`).
         in_channels: Channels of the image.
         out_indices: Stages whose maps are returned, counted from 0, in rising order. Stages after the last of them
             are not built.

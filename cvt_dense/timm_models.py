@@ -15,14 +15,14 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from .arch import Arch, PerBlock, WindowSize, get_arch
 from .checkpoints.formats import from_timm, to_timm, to_trunk
 from .checkpoints.load import check_fit
 from .checkpoints.published import PUBLISHED, Published
 from .checkpoints.sources import LOCAL_FOLDER, find_local
 from .errors import CheckpointError, reason
-from .layers import NORM_EPS
-from .trunk import MIN_SIZE, build_stages, check_images, reset_parameters
+from .models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
+from .models.cvt.layers import NORM_EPS
+from .models.cvt.trunk import MIN_SIZE, build_stages, check_images, reset_parameters
 
 _logger = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ class CvTClassifier(nn.Module):
     """CvT (arXiv 2103.15808) as a timm model: a classifier on the cls token, or feature maps of each stage.
 
     Args:
-        arch: Name of a variant or a dict, as :func:`cvt_dense.arch.get_arch` takes it.
+        arch: Name of a variant or a dict, as :func:`cvt_dense.models.cvt.arch.get_arch` takes it.
         in_chans: Channels of the image.
         num_classes: Classes of the head; 0 for none.
         global_pool: What the head sees: ``'token'`` (the cls token, as published), ``'avg'``, ``'max'`` or
             ``'avgmax'`` of the other tokens, ``''`` for all tokens.
         drop_rate: Dropout probability before the head.
         drop_path_rate: Drop-path probability of the last block, rising linearly from 0; or one per stage or block.
-        window_size: Side of the attention windows, as :func:`cvt_dense.arch.window_sizes` takes it; None for exact,
-            global attention.
+        window_size: Side of the attention windows, as :func:`cvt_dense.models.cvt.arch.window_sizes` takes it; None for
+            exact, global attention.
         device: Where the parameters are made.
         dtype: Their type.
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cvt_dense.arch import ARCHS, Arch, drop_path_rates, get_arch, per_block, window_sizes
+from cvt_dense.models.cvt.arch import ARCHS, Arch, drop_path_rates, get_arch, per_block, window_sizes
 
 TINY = dict(embed_dims=[16, 48], num_heads=[1, 3], depths=[1, 2])
 

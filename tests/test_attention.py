@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from costs import Costs
 
-from cvt_dense.attention import attend
+from cvt_dense.models.attention import attend
 
 
 def test_attention_is_softmax_of_the_scaled_products_head_by_head() -> None:

@@ -5,7 +5,15 @@ import torch
 from timm.layers import Mlp, QuickGELU
 from torch import nn
 
-from cvt_dense.layers import Block, ConvAttention, ConvEmbed, ConvProjection, QuickGELUMlp, map_to_tokens, tokens_to_map
+from cvt_dense.models.cvt.layers import (
+    Block,
+    ConvAttention,
+    ConvEmbed,
+    ConvProjection,
+    QuickGELUMlp,
+    map_to_tokens,
+    tokens_to_map,
+)
 
 
 def test_tokens_and_maps_are_views_of_each_other() -> None:

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from cvt_dense.padded_windows import attend_in_padded_windows
-from cvt_dense.windows import attend_in_windows
+from cvt_dense.models.windows import attend_in_windows
+from cvt_dense.models.windows_exported import attend_in_padded_windows
 
 
 @pytest.mark.parametrize('num_prefix', [0, 1])

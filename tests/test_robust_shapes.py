@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cvt_dense import CvT, CvTClassifier, CvTTrunk
-from cvt_dense.arch import ARCHS, Arch
+from cvt_dense.models.cvt.arch import ARCHS, Arch
 
 #: The variants' depths and heads, with narrow heads.
 NARROW = {

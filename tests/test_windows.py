@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvt_dense.attention import attend
-from cvt_dense.windows import attend_in_windows, cut, from_windows, to_windows
+from cvt_dense.models.attention import attend
+from cvt_dense.models.windows import attend_in_windows, cut, from_windows, to_windows
 
 SIDES = st.integers(1, 70)
 

@@ -25,12 +25,12 @@ from timm.layers import QuickGELU
 from torch import Tensor
 
 from cvt_dense import CvTTrunk, cli
-from cvt_dense.arch import ARCHS
 from cvt_dense.checkpoints import load_pretrained
 from cvt_dense.checkpoints.files import read
 from cvt_dense.checkpoints.formats import FORMATS, StateDict, to_trunk
 from cvt_dense.checkpoints.load import check_complete, variant_of
 from cvt_dense.errors import CheckpointError, UserError
+from cvt_dense.models.cvt.arch import ARCHS
 
 TARGETS = {'official': 'official', 'hf': 'transformers', 'timm': 'timm'}
 IMAGE_SIZE = (65, 98)  # odd, and with maps of different sides: a transposed weight would show

@@ -24,7 +24,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from cvt_dense import CvTTrunk, cli
-from cvt_dense.arch import ARCHS
 from cvt_dense.checkpoints import LoadReport, load_pretrained
 from cvt_dense.errors import UserError, reason
 from cvt_dense.inspection import (
@@ -35,7 +34,8 @@ from cvt_dense.inspection import (
     principal_components,
     to_pixels,
 )
-from cvt_dense.trunk import MIN_SIZE
+from cvt_dense.models.cvt.arch import ARCHS
+from cvt_dense.models.cvt.trunk import MIN_SIZE
 
 if find_spec('matplotlib'):
     import matplotlib

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arch import ARCHS, Arch
 from ..errors import CheckpointError
-from ..trunk import CvTTrunk
+from ..models.cvt.arch import ARCHS, Arch
+from ..models.cvt.trunk import CvTTrunk
 from .files import read
 from .formats import FORMATS, StateDict, to_trunk
 from .sources import fetch

@@ -12,10 +12,10 @@ from timm.layers import QuickGELU
 from torch import Tensor, nn
 
 from cvt_dense import CvTClassifier, CvTTrunk, load_pretrained
-from cvt_dense.arch import ARCHS
 from cvt_dense.checkpoints.files import read
 from cvt_dense.checkpoints.formats import FORMATS, Format, from_transformers, to_timm, to_transformers, to_trunk, unwrap
 from cvt_dense.checkpoints.sources import fetch
+from cvt_dense.models.cvt.arch import ARCHS
 
 #: The port looks its drop-path rates up by stage, so its third stage cannot be built with fewer than three blocks.
 SMALL = TINY | dict(depths=(1, 2, 3))

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from cvt_dense.arch import ARCHS
 from cvt_dense.checkpoints.files import read
 from cvt_dense.checkpoints.published import PUBLISHED, SHIPPED, Published, find_published
+from cvt_dense.models.cvt.arch import ARCHS
 
 EVERY = pytest.mark.parametrize('published', PUBLISHED.values(), ids=lambda published: published.name)
 

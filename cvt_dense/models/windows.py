@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .attention import Size, attend
-from .padded_windows import attend_in_padded_windows
+from .windows_exported import attend_in_padded_windows
 
 
 def attend_in_windows(

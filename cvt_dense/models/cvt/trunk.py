@@ -11,8 +11,8 @@ from timm.layers import trunc_normal_
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..attention import Size
 from .arch import Arch, PerBlock, WindowSize, drop_path_rates, get_arch, per_block, window_sizes
-from .attention import Size
 from .layers import Block, ConvEmbed, tokens_to_map
 
 #: Side of the smallest image, in pixels: the stride of the deepest stage of the published variants.
@@ -71,8 +71,8 @@ def build_stages(
     Args:
         arch: The variant.
         in_channels: Channels of the image.
-        drop_path_rate: As :func:`~cvt_dense.arch.drop_path_rates` takes it.
-        window_size: As :func:`~cvt_dense.arch.window_sizes` takes it.
+        drop_path_rate: As :func:`~cvt_dense.models.cvt.arch.drop_path_rates` takes it.
+        window_size: As :func:`~cvt_dense.models.cvt.arch.window_sizes` takes it.
         num_stages: Only the first so many; all by default. The last stage of the variant has the cls token.
 
     Raises:
@@ -138,7 +138,8 @@ class CvTTrunk(nn.Module):
     """The stages of CvT (arXiv 2103.15808, figure 2), parameters named as in the published weights.
 
     Args:
-        arch: ``'cvt-13'``, ``'cvt-21'``, ``'cvt-w24'``, an :class:`~cvt_dense.arch.Arch` or a dict of its attributes.
+        arch: ``'cvt-13'``, ``'cvt-21'``, ``'cvt-w24'``, an :class:`~cvt_dense.models.cvt.Arch` or a dict of its
+            attributes.
         in_channels: Channels of the image.
         drop_path_rate: Drop-path probability: a scalar (the last block's, rising linearly from 0), one value per
             stage, or one per block.

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, QuickGELU
 from torch import nn
 
-from .attention import Size, attend
-from .windows import attend_in_windows
+from ..attention import Size, attend
+from ..windows import attend_in_windows
 
 NORM_EPS = 1e-5
 

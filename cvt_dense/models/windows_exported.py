@@ -22,7 +22,7 @@ def attend_in_padded_windows(
     window_size: int,
     num_prefix: int,
 ) -> torch.Tensor:
-    """Attention within windows, see :func:`cvt_dense.windows.attend_in_windows`, in operators that any format has."""
+    """:func:`cvt_dense.models.windows.attend_in_windows`, in operators that any format has."""
     rows = _PaddedCut(size[0], window_size, kv_stride, query.device)
     columns = _PaddedCut(size[1], window_size, kv_stride, query.device)
     images, num_windows = query.shape[0], rows.count * columns.count
@@ -52,7 +52,7 @@ def attend_in_padded_windows(
 
 
 class _PaddedCut:
-    """One axis of a map cut as by :func:`cvt_dense.windows.cut`, all windows padded to the length of the longest.
+    """One axis of a map cut as by :func:`cvt_dense.models.windows.cut`, all windows padded to the longest one.
 
     Attributes:
         num_keys: Keys of the axis.

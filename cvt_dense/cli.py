@@ -14,7 +14,7 @@ from .checkpoints.sources import fetch
 from .errors import UserError, reason
 
 if find_spec('mmengine'):
-    from .unpickling import mmengine_types
+    from .checkpoints.unpickling import mmengine_types
 else:
     mmengine_types = nullcontext
 

@@ -22,11 +22,11 @@ from mmengine.runner import Runner
 from torch.distributed import DistNetworkError, DistStoreError
 
 from . import cli
+from .checkpoints.unpickling import load_checkpoints_safely
 from .distributed import use_gloo_without_gpu
 from .errors import UserError, reason
 from .interruption import Interrupted, InterruptionHook, signals
 from .resume import write_files_atomically
-from .unpickling import load_checkpoints_safely
 from .work_dir import way_on
 from .workers import protect_workers
 

@@ -11,9 +11,9 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
+from .checkpoints.unpickling import read_checkpoint
 from .errors import CheckpointError, UserError
 from .interruption import INTERRUPTED
-from .unpickling import read_checkpoint
 
 
 def check_checkpoint(path: str) -> None:

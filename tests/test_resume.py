@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 from mmengine.runner import Runner
 from torch import nn
 
+from cvt_dense.checkpoints.unpickling import mmengine_types
 from cvt_dense.resume import (
     AtomicLocalBackend,
     ResumableBatchSampler,
@@ -25,7 +26,6 @@ from cvt_dense.resume import (
     make_resumable,
     seed_everything,
 )
-from cvt_dense.unpickling import mmengine_types
 
 
 @DATASETS.register_module()

@@ -30,11 +30,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cvt_dense import launch
+from cvt_dense.checkpoints.unpickling import mmengine_types
 from cvt_dense.divergence import first_invalid
 from cvt_dense.errors import UserError
 from cvt_dense.interruption import INTERRUPTED, Interrupted, Signals, signals
 from cvt_dense.resume import make_resumable
-from cvt_dense.unpickling import mmengine_types
 from cvt_dense.work_dir import claimed
 from cvt_dense.workers import init_worker
 

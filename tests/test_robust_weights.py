@@ -20,8 +20,8 @@ from robust import QUICK_SEGMENTATION, SEGMENTATION, LabelMaps, Outcome, Run, ru
 from torch import nn
 
 from cvt_dense import run_checkpoints
+from cvt_dense.checkpoints.unpickling import read_checkpoint
 from cvt_dense.errors import CheckpointError, UserError
-from cvt_dense.unpickling import read_checkpoint
 
 Content = dict[str, Any]
 

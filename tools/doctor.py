@@ -124,8 +124,8 @@ def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
 
     from cvt_dense.checkpoints.load import read_fitting
     from cvt_dense.checkpoints.reach import check_reachable, find_here
+    from cvt_dense.checkpoints.unpickling import mmengine_types
     from cvt_dense.errors import CheckpointError
-    from cvt_dense.unpickling import mmengine_types
 
     options = f'{PYTHON} tools/train.py {config} --cfg-options model.backbone.init_cfg'
     given = cfg.model.backbone.get('init_cfg') or []

@@ -14,7 +14,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from .checkpoints.files import read
+from .files import read
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from robust import (
     run,  # noqa: F401  the fixture
 )
 
-from cvt_dense.datacheck import build_dataset, inspect_dataset
+from cvt_dense.datasets.check import build_dataset, inspect_dataset
 from cvt_dense.errors import UserError
 
 Train = Callable[..., Outcome]
@@ -124,7 +124,7 @@ def test_annotations_that_mmdet_leaves_out_are_counted(detect: Train, instances:
 
 @pytest.mark.parametrize('case', LEFT_OUT)
 def test_each_kind_is_counted_on_its_own(case: str, instances: Instances) -> None:
-    from cvt_dense.coco_file import Use, check_annotations
+    from cvt_dense.datasets.coco_file import Use, check_annotations
 
     entry, told = LEFT_OUT[case]
     instances.train['annotations'].append(entry)
@@ -256,7 +256,7 @@ def test_heads_for_another_number_of_classes(detect: Train) -> None:
 def test_an_image_that_is_damaged_later_stops_the_run_in_a_worker_too(
     detect: Train, instances: Instances, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('cvt_dense.datacheck.SAMPLE', 1)  # image 0 alone is opened beforehand
+    monkeypatch.setattr('cvt_dense.datasets.check.SAMPLE', 1)  # image 0 alone is opened beforehand
     cut(instances.image(1))
     outcome = detect(**{'train_dataloader.num_workers': 1})
     outcome.assert_fails('images/training/1.png is damaged: AssertionError: failed to load image')
@@ -318,7 +318,7 @@ def test_an_image_that_is_turned_has_to_be_turned_in_its_annotations_too(detect:
 
 
 def test_a_jpeg_that_is_cut_off_is_seen_whatever_the_decoder_says() -> None:
-    from cvt_dense.reading import is_cut_jpeg
+    from cvt_dense.datasets.reading import is_cut_jpeg
 
     whole = saved(picture(), 'JPEG')
     assert not is_cut_jpeg(whole)
@@ -393,7 +393,7 @@ def test_a_mask_of_0_and_255_is_worth_a_line(segment: Train, label_maps: LabelMa
 def test_a_broken_label_map_that_is_no_sample_stops_the_run_where_it_is_read(
     segment: Train, label_maps: LabelMaps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('cvt_dense.datacheck.SAMPLE', 1)
+    monkeypatch.setattr('cvt_dense.datasets.check.SAMPLE', 1)
     colours(label_maps)
     segment(**{'train_dataloader.num_workers': 1}).assert_fails('training/1.png is a colour picture')
 
@@ -402,7 +402,7 @@ def test_what_is_watched_is_as_it_was_afterwards() -> None:
     from mmdet.datasets import CocoDataset
     from mmengine.dataset import BaseDataset
 
-    from cvt_dense.datacheck import watch_loading
+    from cvt_dense.datasets.check import watch_loading
 
     before = CocoDataset.COCOAPI, BaseDataset._serialize_data
     with watch_loading():

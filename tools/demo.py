@@ -24,7 +24,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from cvt_dense import launch
 from cvt_dense.curves import last_metric, read_history
-from cvt_dense.data_paths import check_data
+from cvt_dense.datasets.paths import check_data
 from cvt_dense.errors import UserError
 from cvt_dense.prediction import Output, Predictor
 from cvt_dense.prediction.output import write_image

@@ -79,9 +79,9 @@ def report(checks: list[Check]) -> int:
 
 def check_data(cfg: Config, config: str, split: str) -> Iterator[Result]:
     """Whether the data of a split are there and what a sample of them holds can be trained on."""
-    from cvt_dense.data_paths import check_data as look_for_data
-    from cvt_dense.data_paths import datasets_in
-    from cvt_dense.datacheck import build_dataset, inspect_dataset
+    from cvt_dense.datasets.check import build_dataset, inspect_dataset
+    from cvt_dense.datasets.paths import check_data as look_for_data
+    from cvt_dense.datasets.paths import datasets_in
     from cvt_dense.errors import UserError
 
     hint = cfg.get('data_hint', 'set data_root in the config')
@@ -101,8 +101,8 @@ def check_data(cfg: Config, config: str, split: str) -> Iterator[Result]:
 
 def check_classes(cfg: Config, config: str) -> Iterator[Result]:
     """Whether the heads predict as many classes as the training data have."""
-    from cvt_dense.data_paths import datasets_in
-    from cvt_dense.datacheck import build_dataset, heads_with_classes
+    from cvt_dense.datasets.check import build_dataset, heads_with_classes
+    from cvt_dense.datasets.paths import datasets_in
 
     heads = heads_with_classes(cfg)
     for dataset in datasets_in(cfg.train_dataloader.dataset):

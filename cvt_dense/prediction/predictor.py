@@ -17,9 +17,9 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 
 from ..checkpoints.sources import fetch
+from ..datasets.reading import is_cut_jpeg
 from ..drawing import Painter
 from ..errors import UserError, reason
-from ..reading import is_cut_jpeg
 from ..run_checkpoints import check_checkpoint, load_weights
 
 

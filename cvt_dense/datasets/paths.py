@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from .errors import UserError
+from ..errors import UserError
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, reason
+from ..errors import UserError, reason
 
 _THREE_POINTS = 6  # numbers in the least polygon
 

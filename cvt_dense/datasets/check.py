@@ -20,8 +20,8 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
+from ..errors import UserError, reason
 from .coco_file import Use, check_annotations, read_annotations
-from .errors import UserError, reason
 from .reading import CheckedAnnotations, CheckedImage, check_while_reading
 
 SAMPLE = 20  # images of each data set that are opened
@@ -43,7 +43,7 @@ def watch_loading(may_skip: bool = False) -> Iterator[Watched]:
     """Look into what data sets load, as they load it: nothing is parsed twice, and no image opened.
 
     An annotation file in COCO's format is looked through, all files have to be there, and from then on the data set
-    names the file that it cannot read (see :mod:`cvt_dense.reading`). Data sets that keep their entries unserialized
+    names the file that it cannot read (see :mod:`cvt_dense.datasets.reading`). Data sets that keep their entries unserialized
     are not looked at.
 
     Args:

@@ -13,7 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from PIL import Image
 
-from .errors import UserError, reason
+from ..errors import UserError, reason
 
 UNLABELLED = 255  # what mmseg's loader makes of labels that are no classes
 

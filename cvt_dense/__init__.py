@@ -23,8 +23,9 @@ from .version import __version__
 
 if find_spec('mmengine'):
     # registered for configs
-    from . import distributed, divergence, interruption, optim, precision, resume, watching, workers  # noqa: F401
+    from . import distributed, divergence, interruption, optim, precision, resume, workers
     from .backbone import CvT
+    from .visualization import hooks as watching  # noqa: F401
 
 __all__ = ['ARCHS', 'Arch', 'CheckpointError', 'CvT', 'CvTClassifier', 'CvTTrunk', '__version__', 'load_pretrained']
 

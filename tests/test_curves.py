@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cvt_dense.curves import last_metric, plot_curves, read_history
+from cvt_dense.visualization.curves import last_metric, plot_curves, read_history
 
 SCALARS = [
     {'lr': 0.1, 'loss': 3.0, 'loss_cls': 2.0, 'epoch': 1, 'iter': 10, 'step': 10},

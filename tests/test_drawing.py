@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cvt_dense.drawing import MIN_SIDE, Instances, Painter
+from cvt_dense.visualization.painter import MIN_SIDE, Instances, Painter
 
 CLASSES = ('cat', 'dog', 'Äpfel')
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]

@@ -21,7 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cvt_dense import CvT, CvTTrunk
-from cvt_dense.curves import read_history
+from cvt_dense.visualization.curves import read_history
 
 MASK_RCNN, UPERNET = 'configs/maskrcnn_cvt13_fpn_coco.py', 'configs/upernet_cvt13_ade20k.py'
 # What makes a step short on a CPU: few small images and few proposals.

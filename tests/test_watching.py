@@ -23,8 +23,8 @@ from mmengine.visualization import Visualizer
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 
-from cvt_dense import watching
-from cvt_dense.watching import CurvesHook, SamplesHook
+from cvt_dense.visualization import hooks as watching
+from cvt_dense.visualization.hooks import CurvesHook, SamplesHook
 
 HEIGHT, WIDTH = 24, 40
 CLASSES = dict(classes=('cat', 'dog'), palette=[(255, 0, 0), (0, 255, 0)])
@@ -274,7 +274,7 @@ def test_without_matplotlib_that_is_said_once_and_the_run_goes_on(
     at_exit: list[Callable[[], None]],
 ) -> None:
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
-    monkeypatch.delitem(sys.modules, 'cvt_dense.curves', raising=False)
+    monkeypatch.delitem(sys.modules, 'cvt_dense.visualization.curves', raising=False)
     hook, runner = CurvesHook(), training(tmp_path, 0)
     hook.before_train(runner)
     hook.after_val_epoch(runner)

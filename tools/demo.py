@@ -23,11 +23,11 @@ from make_shapes import CLASSES, ShapesError, make_dataset
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from cvt_dense import launch
-from cvt_dense.curves import last_metric, read_history
 from cvt_dense.datasets.paths import check_data
 from cvt_dense.errors import UserError
 from cvt_dense.prediction import Output, Predictor
 from cvt_dense.prediction.output import write_image
+from cvt_dense.visualization.curves import last_metric, read_history
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'maskrcnn_cvttiny_fpn_shapes.py'
 SIZE = 160  # side of a scene in pixels

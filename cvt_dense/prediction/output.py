@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from mmengine.structures import BaseDataElement
 
-from ..drawing import Instances
 from ..errors import UserError
+from ..visualization.painter import Instances
 from .predictor import Item, Predictor
 
 #: Numbers up to 90 that COCO's 80 classes leave out.

@@ -18,9 +18,9 @@ from mmengine.structures import BaseDataElement
 
 from ..checkpoints.sources import fetch
 from ..datasets.reading import is_cut_jpeg
-from ..drawing import Painter
 from ..errors import UserError, reason
 from ..run_checkpoints import check_checkpoint, load_weights
+from ..visualization.painter import Painter
 
 
 class Skipped(Exception):

@@ -1,0 +1,1 @@
+"""Pictures: predictions, curves, and what a run draws as it goes on."""

@@ -11,7 +11,7 @@ from golden import TINY
 from torch import nn
 
 from cvt_dense import CvTTrunk
-from cvt_dense.flops import count_macs
+from cvt_dense.analysis.flops import count_macs
 
 BLOCKS = sum(TINY['depths'])
 #: Bytes per pixel of the largest tensor there has to be: the MLP's hidden layer of stage 0, 64 float32 at stride 4.

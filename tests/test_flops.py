@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cvt_dense.flops import count_macs
+from cvt_dense.analysis.flops import count_macs
 
 
 class Pixels(nn.Module):

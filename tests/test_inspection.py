@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cvt_dense import CvTClassifier, CvTTrunk
-from cvt_dense.inspection import (
+from cvt_dense.analysis.inspection import (
     FIRST_CENTRE,
     attention_row,
     effective_rank,

@@ -7,7 +7,7 @@ from costs import Costs
 from mmengine.config import Config
 
 from cvt_dense import CvT
-from cvt_dense.memory import estimate_memory, image_size
+from cvt_dense.analysis.memory import estimate_memory, image_size
 
 CONFIGS = ROOT / 'configs'
 

@@ -9,7 +9,7 @@ from golden import DATA, MODELS, TINY, classifier, image
 from torch import nn
 
 from cvt_dense import CvTTrunk
-from cvt_dense.flops import count_macs
+from cvt_dense.analysis.flops import count_macs
 from cvt_dense.models.cvt.trunk import MIN_SIZE
 
 TOLERANCE = 1e-5  # of each map's largest value

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cvt_dense import CheckpointError, CvT, cli
+from cvt_dense.analysis.inspection import inspect_stages
 from cvt_dense.errors import UserError
-from cvt_dense.inspection import inspect_stages
 
 TINY = ROOT / 'configs/maskrcnn_cvttiny_fpn_shapes.py'
 

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cvt_dense import CvTTrunk, __version__
+from cvt_dense.analysis.flops import count_macs
 from cvt_dense.errors import UserError
-from cvt_dense.flops import count_macs
 
 MODES = ('forward', 'training')
 #: Windows of the grid of 384-pixel pre-training where the map is large, global attention in the last stage.

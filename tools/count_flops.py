@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cvt_dense import launch
+from cvt_dense.analysis.flops import count_macs
 from cvt_dense.errors import UserError
-from cvt_dense.flops import count_macs
 
 #: What the first part of a config's name stands for: the method, and where it was published.
 METHODS = {

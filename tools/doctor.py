@@ -154,9 +154,9 @@ def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
 def check_memory(cfg: Config, config: str) -> Iterator[Result]:
     """Whether the memory is enough for a training step, by an estimate.
 
-    A step has taken up to half as much again (see :mod:`cvt_dense.memory`), so enough by a little is worth a note.
+    A step has taken up to half as much again (see :mod:`cvt_dense.analysis.memory`), so enough by a little is worth a note.
     """
-    from cvt_dense.memory import estimate_memory
+    from cvt_dense.analysis.memory import estimate_memory
 
     estimate = estimate_memory(cfg)
     if estimate is None:
@@ -182,7 +182,7 @@ def check_memory(cfg: Config, config: str) -> Iterator[Result]:
 
 def options_for_memory(cfg: Config, available: int) -> str:
     """Options of ``tools/train.py`` with which a step takes no more bytes than there are, by the same estimate."""
-    from cvt_dense.memory import estimate_memory
+    from cvt_dense.analysis.memory import estimate_memory
 
     cfg = copy.deepcopy(cfg)
     cfg.optim_wrapper.type = 'BFloat16OptimWrapper'  # what --amp sets

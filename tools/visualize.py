@@ -24,9 +24,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from cvt_dense import CvTTrunk, cli
-from cvt_dense.checkpoints import LoadReport, load_pretrained
-from cvt_dense.errors import UserError, reason
-from cvt_dense.inspection import (
+from cvt_dense.analysis.inspection import (
     AttentionRow,
     StageView,
     effective_rank,
@@ -34,6 +32,8 @@ from cvt_dense.inspection import (
     principal_components,
     to_pixels,
 )
+from cvt_dense.checkpoints import LoadReport, load_pretrained
+from cvt_dense.errors import UserError, reason
 from cvt_dense.models.cvt.arch import ARCHS
 from cvt_dense.models.cvt.trunk import MIN_SIZE
 

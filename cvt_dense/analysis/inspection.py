@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models.attention import Size
-from .models.cvt.layers import ConvAttention
-from .models.cvt.trunk import Stage
-from .models.windows import cut
+from ..models.attention import Size
+from ..models.cvt.layers import ConvAttention
+from ..models.cvt.trunk import Stage
+from ..models.windows import cut
 
 #: Centre of the first token of every stage, in pixels from the image's first one: the first embedding has a kernel of
 #: 7 and a padding of 2. All later convolutions are centred on tokens, so the others follow at multiples of the stride.

@@ -28,7 +28,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .datasets.paths import datasets_in
+from ..datasets.paths import datasets_in
 
 Size = tuple[int, int]  # height, width in pixels
 

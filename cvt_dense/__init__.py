@@ -14,17 +14,17 @@ if torch.__version__ < (2, 6):
         f'cvt_dense needs torch 2.6 or later, for its safe reading of checkpoints; this is {torch.__version__}'
     )
 
+from .backbones.timm import CvTClassifier
 from .checkpoints import load_pretrained
 from .errors import CheckpointError
 from .models.cvt.arch import ARCHS, Arch
 from .models.cvt.trunk import CvTTrunk
-from .timm_models import CvTClassifier
 from .version import __version__
 
 if find_spec('mmengine'):
     # registered for configs
     from . import distributed, divergence, interruption, optim, precision, resume, workers
-    from .backbone import CvT
+    from .backbones.cvt import CvT
     from .visualization import hooks as watching  # noqa: F401
 
 __all__ = ['ARCHS', 'Arch', 'CheckpointError', 'CvT', 'CvTClassifier', 'CvTTrunk', '__version__', 'load_pretrained']

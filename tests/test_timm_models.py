@@ -22,9 +22,9 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from cvt_dense import CheckpointError
+from cvt_dense.backbones.timm import CvTClassifier
 from cvt_dense.checkpoints import PUBLISHED
 from cvt_dense.checkpoints.formats import to_timm, to_transformers
-from cvt_dense.timm_models import CvTClassifier
 
 NAMES = ('cvt_13', 'cvt_21', 'cvt_w24')
 SIZE = (2, 3, 65, 98)

@@ -94,7 +94,7 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
 
 
 def is_timm(state_dict: Mapping[str, Any]) -> bool:
-    """Whether the keys are those of the models that :mod:`cvt_dense.timm_models` registers in timm."""
+    """Whether the keys are those of the models that :mod:`cvt_dense.backbones.timm` registers in timm."""
     return any(re.match(r'stages\.\d+\.patch_embed\.proj\.', key) for key in state_dict)
 
 

@@ -15,12 +15,12 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .checkpoints import load_pretrained
-from .checkpoints.unpickling import mmengine_types
-from .errors import CheckpointError
-from .models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
-from .models.cvt.layers import NORM_EPS
-from .models.cvt.trunk import CvTTrunk
+from ..checkpoints import load_pretrained
+from ..checkpoints.unpickling import mmengine_types
+from ..errors import CheckpointError
+from ..models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
+from ..models.cvt.layers import NORM_EPS
+from ..models.cvt.trunk import CvTTrunk
 
 
 @MODELS.register_module()

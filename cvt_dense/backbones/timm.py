@@ -15,14 +15,14 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from .checkpoints.formats import from_timm, to_timm, to_trunk
-from .checkpoints.load import check_fit
-from .checkpoints.published import PUBLISHED, Published
-from .checkpoints.sources import LOCAL_FOLDER, find_local
-from .errors import CheckpointError, reason
-from .models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
-from .models.cvt.layers import NORM_EPS
-from .models.cvt.trunk import MIN_SIZE, build_stages, check_images, reset_parameters
+from ..checkpoints.formats import from_timm, to_timm, to_trunk
+from ..checkpoints.load import check_fit
+from ..checkpoints.published import PUBLISHED, Published
+from ..checkpoints.sources import LOCAL_FOLDER, find_local
+from ..errors import CheckpointError, reason
+from ..models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
+from ..models.cvt.layers import NORM_EPS
+from ..models.cvt.trunk import MIN_SIZE, build_stages, check_images, reset_parameters
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The models as toolkits take them: registered in mmengine, and in timm."""

@@ -23,7 +23,7 @@ import mmseg.apis  # noqa: F401  what a run imports
 import torch
 from make_shapes import main as make_shapes
 
-from cvt_dense import launch  # noqa: F401  likewise
+from cvt_dense.engine import launch  # noqa: F401  likewise
 
 ROOT = Path(__file__).resolve().parents[1]
 ITERS = 24

@@ -20,7 +20,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 from PIL import Image
 
-from cvt_dense import launch
+from cvt_dense.engine import launch
 
 DETECTION, SEGMENTATION = 'configs/maskrcnn_cvttiny_fpn_shapes.py', 'configs/upernet_cvttiny_shapes.py'
 SIDE = 64

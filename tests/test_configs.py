@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from cvt_dense.launch import use_batchnorm_without_gpu
+from cvt_dense.engine.launch import use_batchnorm_without_gpu
 
 CONFIGS = ROOT / 'configs'
 DETECTION = [

@@ -20,7 +20,7 @@ from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cvt_dense import CvT
-from cvt_dense.distributed import wrap_cvt_blocks
+from cvt_dense.engine.devices import wrap_cvt_blocks
 
 # One batch of four images a step, or two of two; nothing random, no norm that sees the batch, and plain SGD, so that
 # gradients can be read off the weights.

@@ -21,7 +21,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 
-from cvt_dense import launch
+from cvt_dense.engine import launch
 
 SNIPPETS = [
     (path, block)
@@ -172,7 +172,7 @@ def test_commands_are_ones_that_the_tools_take(
 
 @pytest.mark.parametrize('path', documents.PAGES, ids=lambda path: path.stem)
 def test_tools_and_options_in_the_text_exist(path: Path) -> None:
-    shared = (ROOT / 'cvt_dense/launch.py').read_text()
+    shared = (ROOT / 'cvt_dense/engine/launch.py').read_text()
     for tool, rest in re.findall(r'`(tools/\w+\.py)([^`]*)`', path.read_text()):
         source = (ROOT / tool).read_text() + shared
         assert all(f"'{option}'" in source for option in re.findall(r'--[\w-]+', rest)), (tool, rest)

@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 
-from cvt_dense import launch, run_checkpoints
 from cvt_dense.datasets import paths as data_paths
+from cvt_dense.engine import launch, run_checkpoints
 from cvt_dense.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from cvt_dense import launch
+from cvt_dense.engine import launch
 from cvt_dense.errors import UserError
 
 #: Imports of these end in a ModuleNotFoundError, and importlib finds no spec for them.

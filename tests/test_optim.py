@@ -9,7 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from cvt_dense import CvT
-from cvt_dense.optim import LayerDecayOptimWrapperConstructor, ParamGroup
+from cvt_dense.engine.layer_decay import LayerDecayOptimWrapperConstructor, ParamGroup
 
 
 class Detector(nn.Module):
@@ -103,7 +103,7 @@ def test_fewer_stages_are_fewer_layers() -> None:
 
 def test_a_wrapper_is_built_from_a_config_and_the_groups_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[str] = []
-    monkeypatch.setattr('cvt_dense.optim.print_log', lambda text, logger: printed.append(text))
+    monkeypatch.setattr('cvt_dense.engine.layer_decay.print_log', lambda text, logger: printed.append(text))
     model = Detector(arch=TINY)
     cfg = dict(
         type='OptimWrapper',

@@ -7,7 +7,7 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from torch import nn
 
-from cvt_dense.precision import keep_operators_in_float32
+from cvt_dense.engine.precision import keep_operators_in_float32
 
 
 def test_losses_are_computed_in_bfloat16_and_parameters_stay_in_float32() -> None:

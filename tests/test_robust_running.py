@@ -29,14 +29,14 @@ from test_resume import config as small_config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cvt_dense import launch
 from cvt_dense.checkpoints.unpickling import mmengine_types
-from cvt_dense.divergence import first_invalid
+from cvt_dense.engine import launch
+from cvt_dense.engine.divergence import first_invalid
+from cvt_dense.engine.interruption import INTERRUPTED, Interrupted, Signals, signals
+from cvt_dense.engine.resume import make_resumable
+from cvt_dense.engine.work_dir import claimed
+from cvt_dense.engine.workers import init_worker
 from cvt_dense.errors import UserError
-from cvt_dense.interruption import INTERRUPTED, Interrupted, Signals, signals
-from cvt_dense.resume import make_resumable
-from cvt_dense.work_dir import claimed
-from cvt_dense.workers import init_worker
 
 UPERNET = ROOT / 'configs/upernet_cvttiny_shapes.py'
 ENDLESS = ['train_cfg.max_iters=100000', 'default_hooks.logger.interval=1', 'model.data_preprocessor.size=(64,64)']
@@ -520,7 +520,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     """/dev/full is where a new checkpoint would be written."""
     from mmengine.fileio.backends import registry_utils
 
-    from cvt_dense.resume import write_files_atomically
+    from cvt_dense.engine.resume import write_files_atomically
 
     before = registry_utils.backends['local'], registry_utils.prefix_to_backends['']
     write_files_atomically()

@@ -19,8 +19,8 @@ from mmengine.utils import import_modules_from_strings
 from robust import QUICK_SEGMENTATION, SEGMENTATION, LabelMaps, Outcome, Run, run  # noqa: F401  run is the fixture
 from torch import nn
 
-from cvt_dense import run_checkpoints
 from cvt_dense.checkpoints.unpickling import read_checkpoint
+from cvt_dense.engine import run_checkpoints
 from cvt_dense.errors import CheckpointError, UserError
 
 Content = dict[str, Any]

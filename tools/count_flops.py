@@ -29,8 +29,8 @@ from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cvt_dense import launch
 from cvt_dense.analysis.flops import count_macs
+from cvt_dense.engine import launch
 from cvt_dense.errors import UserError
 
 #: What the first part of a config's name stands for: the method, and where it was published.

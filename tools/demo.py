@@ -22,8 +22,8 @@ import numpy as np
 from make_shapes import CLASSES, ShapesError, make_dataset
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from cvt_dense import launch
 from cvt_dense.datasets.paths import check_data
+from cvt_dense.engine import launch
 from cvt_dense.errors import UserError
 from cvt_dense.prediction import Output, Predictor
 from cvt_dense.prediction.output import write_image

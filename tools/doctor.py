@@ -244,7 +244,7 @@ def scopes_of(cfg: Config) -> set[str]:
 def look_over(config: str) -> int:
     """Check the machine and a config; returns the exit code."""
     try:
-        from cvt_dense import launch
+        from cvt_dense.engine import launch
     except Exception as error:  # what a package that does not fit its surroundings raises can be anything
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == 'cvt_dense'
         mend = f"{PIP} install --no-deps --no-build-isolation -e '{ROOT}'" if is_missing else 'see the lines above'

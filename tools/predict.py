@@ -26,7 +26,7 @@ import torch
 from mmengine.config import Config, DictAction
 from tqdm import tqdm
 
-from cvt_dense import launch
+from cvt_dense.engine import launch
 from cvt_dense.errors import UserError, reason
 from cvt_dense.prediction import Item, Output, Predictor, Skipped
 from cvt_dense.prediction.inputs import VIDEOS, find_inputs, name_outputs

@@ -16,10 +16,10 @@ from cvt_dense import cli
 
 cli.need('mmengine', 'mmcv')  # before the imports that would end in a stack trace
 
-from cvt_dense import launch
 from cvt_dense.datasets.check import build_data
 from cvt_dense.datasets.paths import check_data
-from cvt_dense.run_checkpoints import check_checkpoint, check_weights
+from cvt_dense.engine import launch
+from cvt_dense.engine.run_checkpoints import check_checkpoint, check_weights
 
 
 def parse_args() -> argparse.Namespace:

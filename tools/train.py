@@ -18,12 +18,12 @@ from cvt_dense import cli
 
 cli.need('mmengine', 'mmcv')  # before the imports that would end in a stack trace
 
-from cvt_dense import launch
 from cvt_dense.datasets.check import build_data
 from cvt_dense.datasets.paths import check_data
-from cvt_dense.resume import make_resumable
-from cvt_dense.run_checkpoints import check_checkpoint, check_weights, set_resume
-from cvt_dense.work_dir import claimed
+from cvt_dense.engine import launch
+from cvt_dense.engine.resume import make_resumable
+from cvt_dense.engine.run_checkpoints import check_checkpoint, check_weights, set_resume
+from cvt_dense.engine.work_dir import claimed
 
 
 def parse_args() -> argparse.Namespace:

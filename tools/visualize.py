@@ -125,7 +125,8 @@ def _read_config(path: str) -> tuple[CvTTrunk, Mapping[str, Any], str | None, st
     """A config's backbone, the settings of its preprocessor, and the checkpoint and prefix that it starts from."""
     if not find_spec('mmengine'):
         raise UserError('--config needs mmengine: pip install mmengine, or its maintained fork onedl-mmengine')
-    from cvt_dense import CvT, launch
+    from cvt_dense import CvT
+    from cvt_dense.engine import launch
 
     args = argparse.Namespace(config=path, cfg_options=None, work_dir=None, launcher='none', local_rank=0)
     cfg = launch.load_config(args)

@@ -133,7 +133,7 @@ class CvT(CvTTrunk, BaseModule):
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Where a parameter is, for layer-wise learning rates (see :mod:`cvt_dense.optim`).
+        """Where a parameter is, for layer-wise learning rates (see :mod:`cvt_dense.engine.layer_decay`).
 
         Each stage's embedding (and cls token) is a layer, and each block. The output norms are fresh, like heads.
 

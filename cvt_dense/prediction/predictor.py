@@ -18,8 +18,8 @@ from mmengine.structures import BaseDataElement
 
 from ..checkpoints.sources import fetch
 from ..datasets.reading import is_cut_jpeg
+from ..engine.run_checkpoints import check_checkpoint, load_weights
 from ..errors import UserError, reason
-from ..run_checkpoints import check_checkpoint, load_weights
 from ..visualization.painter import Painter
 
 

@@ -21,10 +21,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed import DistNetworkError, DistStoreError
 
-from . import cli
-from .checkpoints.unpickling import load_checkpoints_safely
-from .distributed import use_gloo_without_gpu
-from .errors import UserError, reason
+from .. import cli
+from ..checkpoints.unpickling import load_checkpoints_safely
+from ..errors import UserError, reason
+from .devices import use_gloo_without_gpu
 from .interruption import Interrupted, InterruptionHook, signals
 from .resume import write_files_atomically
 from .work_dir import way_on
@@ -191,7 +191,7 @@ def _replace_type(node: Any, old: str, new: str) -> int:
 def enable_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to automatic mixed precision: bfloat16 where supported, else scaled float16.
 
-    RoI extractors and deformable attention stay in float32 (see :mod:`cvt_dense.precision`).
+    RoI extractors and deformable attention stay in float32 (see :mod:`cvt_dense.engine.precision`).
 
     Raises:
         UserError: If the config's optimizer wrapper is a special one.

@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import FUNCTIONS
 from torch import distributed, nn
 
-from .models.cvt.layers import Block
+from ..models.cvt.layers import Block
 
 
 def use_gloo_without_gpu(cfg: Config) -> None:

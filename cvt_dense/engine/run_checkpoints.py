@@ -11,8 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from .checkpoints.unpickling import read_checkpoint
-from .errors import CheckpointError, UserError
+from ..checkpoints.unpickling import read_checkpoint
+from ..errors import CheckpointError, UserError
 from .interruption import INTERRUPTED
 
 

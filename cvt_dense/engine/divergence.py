@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from .errors import UserError
+from ..errors import UserError
 from .work_dir import way_on
 
 

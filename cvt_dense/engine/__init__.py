@@ -1,0 +1,1 @@
+"""Runs of the engine: how they start, stop, go on, and what they save."""

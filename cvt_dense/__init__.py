@@ -24,10 +24,8 @@ from .version import __version__
 if find_spec('mmengine'):
     # registered for configs
     from .backbones.cvt import CvT
-    from .engine import devices as distributed
-    from .engine import divergence, interruption, precision, resume, workers
-    from .engine import layer_decay as optim
-    from .visualization import hooks as watching  # noqa: F401
+    from .engine import devices, divergence, interruption, layer_decay, precision, resume, workers  # noqa: F401
+    from .visualization import hooks  # noqa: F401
 
 __all__ = ['ARCHS', 'Arch', 'CheckpointError', 'CvT', 'CvTClassifier', 'CvTTrunk', '__version__', 'load_pretrained']
 

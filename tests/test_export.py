@@ -13,9 +13,9 @@ from conftest import ROOT
 from torch import nn
 
 from cvt_dense import CvT, cli
-from cvt_dense import export as exporting
+from cvt_dense.apis import export as exporting
+from cvt_dense.apis.export import CHECKED_SHAPES, AdaptiveAvgPoolByProducts, Exportable, check, export, exportable_copy
 from cvt_dense.errors import UserError
-from cvt_dense.export import CHECKED_SHAPES, AdaptiveAvgPoolByProducts, Exportable, check, export, exportable_copy
 
 UPERNET, MASK_RCNN = (f'configs/{name}_shapes.py' for name in ('upernet_cvttiny', 'maskrcnn_cvttiny_fpn'))
 SMALL = ['model.backbone.arch.embed_dims=[8,16,32]', 'model.backbone.arch.depths=[1,1,1]']

@@ -25,7 +25,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from cvt_dense import cli
-from cvt_dense.prediction import Item, Predictor
+from cvt_dense.apis import Item, Predictor
 from cvt_dense.visualization.painter import Painter
 
 DETECTION = ROOT / 'configs/maskrcnn_cvttiny_fpn_shapes.py'

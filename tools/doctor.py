@@ -154,7 +154,8 @@ def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
 def check_memory(cfg: Config, config: str) -> Iterator[Result]:
     """Whether the memory is enough for a training step, by an estimate.
 
-    A step has taken up to half as much again (see :mod:`cvt_dense.analysis.memory`), so enough by a little is worth a note.
+    A step has taken up to half as much again (see :mod:`cvt_dense.analysis.memory`), so enough by a little is worth
+    a note.
     """
     from cvt_dense.analysis.memory import estimate_memory
 

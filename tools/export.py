@@ -26,10 +26,10 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
+from cvt_dense.apis.export import Exportable, export
 from cvt_dense.engine import launch
 from cvt_dense.engine.run_checkpoints import check_checkpoint, load_weights
 from cvt_dense.errors import UserError, reason
-from cvt_dense.export import Exportable, export
 
 
 def parse_args() -> argparse.Namespace:

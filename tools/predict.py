@@ -26,11 +26,11 @@ import torch
 from mmengine.config import Config, DictAction
 from tqdm import tqdm
 
+from cvt_dense.apis import Item, Output, Predictor, Skipped
+from cvt_dense.apis.inputs import VIDEOS, find_inputs, name_outputs
+from cvt_dense.apis.output import make_even, open_writer, write_image
 from cvt_dense.engine import launch
 from cvt_dense.errors import UserError, reason
-from cvt_dense.prediction import Item, Output, Predictor, Skipped
-from cvt_dense.prediction.inputs import VIDEOS, find_inputs, name_outputs
-from cvt_dense.prediction.output import make_even, open_writer, write_image
 
 SCORE_THRESHOLD = 0.3
 

@@ -43,8 +43,8 @@ def watch_loading(may_skip: bool = False) -> Iterator[Watched]:
     """Look into what data sets load, as they load it: nothing is parsed twice, and no image opened.
 
     An annotation file in COCO's format is looked through, all files have to be there, and from then on the data set
-    names the file that it cannot read (see :mod:`cvt_dense.datasets.reading`). Data sets that keep their entries unserialized
-    are not looked at.
+    names the file that it cannot read (see :mod:`cvt_dense.datasets.reading`). Data sets that keep their entries
+    unserialized are not looked at.
 
     Args:
         may_skip: Leave out images that cannot be read where the config allows it.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cvt_dense.apis.inputs import find_inputs, name_outputs
 from cvt_dense.errors import UserError
-from cvt_dense.prediction.inputs import find_inputs, name_outputs
 
 
 def test_numbered_names_avoid_files_that_have_such_a_name() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from mmdet.datasets import CocoDataset
 
-from cvt_dense.prediction.output import category_ids, make_even
+from cvt_dense.apis.output import category_ids, make_even
 
 
 def test_frames_get_even_sides() -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
-from .errors import UserError, reason
+from ..errors import UserError, reason
 
 #: Side of the smallest image that an exported model is for, in pixels: coarser maps than 1x1 want to be told apart.
 MIN_SIZE = 128

@@ -27,13 +27,13 @@ test: env  ## run the tests
 
 # What a toolkit or torch of another version breaks first: the operator, its compilation, configs, checkpoints, runs.
 # Less what takes minutes and says nothing new: gradients through a compiled model, and the largest variant.
-CORE = tests/test_trunk.py tests/test_backbone.py tests/checkpoints/test_load.py tests/test_launch.py \
-	tests/test_unpickling.py tests/test_resume.py tests/test_optim.py tests/test_precision.py \
+CORE = tests/models/cvt/test_trunk.py tests/backbones/test_cvt.py tests/checkpoints/test_load.py tests/engine/test_launch.py \
+	tests/checkpoints/test_unpickling.py tests/engine/test_resume.py tests/engine/test_layer_decay.py tests/engine/test_precision.py \
 	'tests/test_configs.py::test_a_detector_trains_and_predicts[maskrcnn_cvt13_fpn_coco]' \
 	'tests/test_configs.py::test_a_detector_trains_and_predicts[dino_cvt13_coco]' \
 	'tests/test_configs.py::test_a_segmentor_trains_and_predicts[mask2former_cvt13_ade20k]' \
-	tests/test_tools.py::test_a_detector_trains_is_killed_resumes_and_is_tested \
-	tests/test_tools.py::test_a_segmentor_trains_is_killed_resumes_and_is_tested \
+	tests/tools/test_train.py::test_a_detector_trains_is_killed_resumes_and_is_tested \
+	tests/tools/test_train.py::test_a_segmentor_trains_is_killed_resumes_and_is_tested \
 	-k 'not compiled_gradients and not w24'
 
 env-openmmlab:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from count_flops import count
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -18,6 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
+from paths import ROOT
 from torch import nn
 
 from cvt_dense.engine.launch import use_batchnorm_without_gpu

@@ -17,9 +17,9 @@ import mmdet.models  # noqa: F401  registers what its configs name
 import mmseg.models  # noqa: F401  likewise
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, DefaultScope
+from paths import ROOT
 
 from cvt_dense.engine import launch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import documents
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 DETECTION, SEGMENTATION = 'configs/maskrcnn_cvt13_fpn_custom.py', 'configs/upernet_cvt13_custom.py'
 #: A model and a schedule that a CPU gets through in seconds; nothing that the page speaks of.

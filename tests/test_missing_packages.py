@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 from mmengine.config import Config
+from paths import ROOT
 
 from cvt_dense.engine import launch
 from cvt_dense.errors import UserError

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from make_shapes import main as make_shapes
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -24,8 +23,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
-from test_resume import Regressor
-from test_resume import config as small_config
+from paths import ROOT
+from small_regression import Regressor
+from small_regression import config as small_config
 from torch import nn
 from torch.utils.data import DataLoader
 

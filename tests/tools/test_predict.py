@@ -16,10 +16,10 @@ import numpy as np
 import predict
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, DefaultScope
+from paths import ROOT
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO

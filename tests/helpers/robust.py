@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
+from paths import ROOT
 from PIL import Image
 
 from cvt_dense.engine import launch

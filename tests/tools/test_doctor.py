@@ -22,11 +22,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from doctor import Check, Result
 from doctor_machine import FAIL, NOTE, OK, PACKAGES, Package
 from golden import TINY
 from mmengine.config import Config
+from paths import ROOT
 from PIL import Image
 
 from cvt_dense import CvTTrunk

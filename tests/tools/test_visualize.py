@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import visualize
-from conftest import ROOT
 from golden import weights
 from matplotlib.figure import Figure
+from paths import ROOT
 from PIL import Image
 
 from cvt_dense import CheckpointError, CvT, cli

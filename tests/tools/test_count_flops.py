@@ -7,8 +7,8 @@ import count_flops
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from mmengine.config import Config
+from paths import ROOT
 from torch import nn
 
 from cvt_dense.errors import UserError

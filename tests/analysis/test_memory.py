@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ROOT
 from costs import Costs
 from mmengine.config import Config
+from paths import ROOT
 
 from cvt_dense import CvT
 from cvt_dense.analysis.memory import estimate_memory, image_size

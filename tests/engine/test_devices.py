@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from golden import TINY
 from make_shapes import main as make_shapes
-from test_tools import SMALL_DETECTION
+from paths import ROOT
+from small_runs import SMALL_DETECTION
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -10,32 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import make_shapes as shapes
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
 from pycocotools.coco import COCO
 
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning:pycocotools.*')
 
-TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'make_shapes.py'
+TOOL = ROOT / 'tools' / 'make_shapes.py'
 SIZE = 64
-
-
-def load_tool() -> ModuleType:
-    """Imports the tool from its path: tools/ is not a package."""
-    spec = importlib.util.spec_from_file_location('make_shapes', TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-shapes = load_tool()
 
 
 def make(out: Path, **changes: Any) -> bool:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner.checkpoint import _load_checkpoint
+from paths import ROOT
 from torch import nn
 
 from cvt_dense.datasets import paths as data_paths
 from cvt_dense.engine import launch, run_checkpoints
 from cvt_dense.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
 default_scope = 'mmdet'
 model = dict(type='X', backbone=dict(type='CvT', arch='cvt-13', init_cfg=dict(type='Pretrained', checkpoint='x')))

@@ -1,4 +1,4 @@
-"""What is written about predictions; tests/test_predict.py reads all of it back."""
+"""What is written about predictions; tests/tools/test_predict.py reads all of it back."""
 
 from __future__ import annotations
 

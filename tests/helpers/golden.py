@@ -11,7 +11,7 @@ from torch import nn
 
 from cvt_dense import CvTTrunk
 
-DATA = Path(__file__).parent / 'data'
+DATA = Path(__file__).parents[1] / 'data'
 TINY = dict(embed_dims=(16, 48, 96), num_heads=(1, 3, 6), depths=(1, 2, 2))
 MODELS = {'tiny': TINY, 'cvt_13': 'cvt-13', 'cvt_21': 'cvt-21', 'cvt_w24': 'cvt-w24'}
 

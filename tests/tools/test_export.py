@@ -9,7 +9,7 @@ import export as tool
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from paths import ROOT
 from torch import nn
 
 from cvt_dense import CvT, cli

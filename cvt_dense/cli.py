@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from .checkpoints.files import read
-from .checkpoints.sources import fetch
 from .errors import UserError, reason
-
-if find_spec('mmengine'):
-    from .checkpoints.unpickling import mmengine_types
-else:
-    mmengine_types = nullcontext
-
 
 #: What to install for a module of another name; two stacks bring the same modules: the maintained fork and upstream.
 _PACKAGES = {
@@ -66,14 +57,3 @@ def run(main: Callable[[], None]) -> NoReturn:
 def _fail(message: str) -> int:
     print(f'error: {message}', file=sys.stderr)
     return 2
-
-
-def read_state_dict(checkpoint: str) -> Mapping[str, Any]:
-    """Read what a checkpoint holds, wherever it is: one of a training run too, where mmengine is installed.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be had or read.
-    """
-    path = fetch(checkpoint)
-    with mmengine_types():
-        return read(path)

@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from paths import ROOT
 
-from cvt_dense.engine import launch
+from cvt_dense.engine.config import load_config
 
 SNIPPETS = [
     (path, block)
@@ -139,8 +139,7 @@ def check_tool(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch)
     for config in [configs] if isinstance(configs, str) else configs:
         if config in PLACEHOLDERS:
             config = 'configs/maskrcnn_cvt13_fpn_coco.py'
-        settings = {'work_dir': None, 'launcher': 'none', 'local_rank': 0, 'cfg_options': None, **vars(given)}
-        launch.load_config(argparse.Namespace(**{**settings, 'config': config}))
+        load_config(config, getattr(given, 'cfg_options', None))
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -172,7 +171,7 @@ def test_commands_are_ones_that_the_tools_take(
 
 @pytest.mark.parametrize('path', documents.PAGES, ids=lambda path: path.stem)
 def test_tools_and_options_in_the_text_exist(path: Path) -> None:
-    shared = (ROOT / 'cvt_dense/engine/launch.py').read_text()
+    shared = (ROOT / 'cvt_dense/engine/options.py').read_text()
     for tool, rest in re.findall(r'`(tools/\w+\.py)([^`]*)`', path.read_text()):
         source = (ROOT / tool).read_text() + shared
         assert all(f"'{option}'" in source for option in re.findall(r'--[\w-]+', rest)), (tool, rest)

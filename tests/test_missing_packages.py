@@ -10,7 +10,7 @@ import pytest
 from mmengine.config import Config
 from paths import ROOT
 
-from cvt_dense.engine import launch
+from cvt_dense.engine import devices, options
 from cvt_dense.errors import UserError
 
 #: Imports of these end in a ModuleNotFoundError, and importlib finds no spec for them.
@@ -32,8 +32,8 @@ def run(code: str, *missing: str) -> tuple[str, str]:
 
 def load(config: str) -> Config:
     parser = argparse.ArgumentParser()
-    launch.add_common_arguments(parser)
-    return launch.load_config(parser.parse_args([str(ROOT / 'configs' / f'{config}.py')]))
+    options.add_common_arguments(parser)
+    return options.load_config_of(parser.parse_args([str(ROOT / 'configs' / f'{config}.py')]))
 
 
 IMPORT = """
@@ -121,18 +121,18 @@ def test_a_toolkit_that_a_config_does_not_need_is_not_asked_for(monkeypatch: pyt
 def test_mmcv_without_operators_is_named_for_a_detector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     with pytest.raises(UserError, match=r'^mmcv has no working operators: .*; run python tools/doctor.py$'):
-        launch.hide_gpu_without_operators(load('maskrcnn_cvttiny_fpn_shapes'))
-    launch.hide_gpu_without_operators(load('upernet_cvttiny_shapes'))
+        devices.hide_gpu_without_operators(load('maskrcnn_cvttiny_fpn_shapes'))
+    devices.hide_gpu_without_operators(load('upernet_cvttiny_shapes'))
 
 
 def test_without_mmdet_a_segmentor_predicts() -> None:
     code = """
 import torch
-from cvt_dense import launch
+from cvt_dense.engine import devices
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 cfg = Config.fromfile('configs/upernet_cvttiny_shapes.py')
-launch.use_batchnorm_without_gpu(cfg)
+devices.use_batchnorm_without_gpu(cfg)
 init_default_scope(cfg.default_scope)
 model = MODELS.build(cfg.model).eval()
 with torch.no_grad():

@@ -93,7 +93,7 @@ def train(cfg: Config, *hooks: Hook, resume_from: Path | None = None) -> dict[st
     for hook in hooks:
         runner.register_hook(hook)
     with mmengine_types():
-        launch.train(runner)
+        launch.run_training(runner)
     return runner.model.state_dict()
 
 

@@ -25,7 +25,7 @@ from timm.layers import QuickGELU
 from torch import Tensor
 
 from cvt_dense import CvTTrunk, cli
-from cvt_dense.checkpoints import load_pretrained
+from cvt_dense.checkpoints import load_pretrained, read_checkpoint
 from cvt_dense.checkpoints.files import read
 from cvt_dense.checkpoints.formats import FORMATS, StateDict, to_trunk
 from cvt_dense.checkpoints.load import check_complete, variant_of
@@ -146,7 +146,7 @@ def main() -> None:
         raise UserError(f'{out} must end in .safetensors, .pth or .bin')
     if out.exists() and not args.force:
         raise UserError(f'{out} exists; overwrite it with --force')
-    converted = to_trunk(cli.read_state_dict(args.checkpoint), args.prefix)
+    converted = to_trunk(read_checkpoint(args.checkpoint), args.prefix)
     if converted is None:
         raise UserError(f'checkpoint {args.checkpoint} holds no CvT weights of any known format')
     tensors, found = converted

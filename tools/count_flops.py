@@ -24,14 +24,12 @@ cli.need('mmengine')  # before the imports that would end in a stack trace
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cvt_dense.analysis.flops import count_macs
-from cvt_dense.engine import launch
-from cvt_dense.errors import UserError
+from cvt_dense.engine.config import load_config
+from cvt_dense.engine.model import build_model
 
 #: What the first part of a config's name stands for: the method, and where it was published.
 METHODS = {
@@ -110,10 +108,8 @@ def count(cfg: Config, size: tuple[int, int] | None = None) -> tuple[int, int, t
     if size is None:
         size = DETECTION_SIZE if is_detector else tuple(cfg.model.data_preprocessor.size)
     cfg.model.backbone.init_cfg = None
-    launch.use_batchnorm_without_gpu(cfg)
     torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, count_macs(WholeModel(model, is_detector), *size), size
 
@@ -151,16 +147,11 @@ def write_metafile(models: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    missing = [path for path in args.configs if not Path(path).is_file()]
-    if missing:
-        raise UserError(f'config {missing[0]} does not exist')
     models = []
     counted: dict[str, tuple[int, int, tuple[int, int]]] = {}  # schedules of one model are counted once
     print(f'{"config":<42}{"M params":>10}{"GMACs":>10}  image')
     for path in map(Path, tqdm(args.configs, disable=len(args.configs) == 1)):
-        cfg = Config.fromfile(path)
-        import_modules_from_strings(**cfg.get('custom_imports', dict(imports=['cvt_dense'])))
-        import_modules_from_strings([f'{cfg.default_scope}.models'])
+        cfg = load_config(path)
         key = str(cfg.model)
         if key not in counted:
             counted[key] = count(cfg, args.size and tuple(args.size))

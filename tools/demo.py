@@ -26,6 +26,8 @@ from cvt_dense.apis import Output, Predictor
 from cvt_dense.apis.output import write_image
 from cvt_dense.datasets.paths import check_data
 from cvt_dense.engine import launch
+from cvt_dense.engine.config import load_config
+from cvt_dense.engine.devices import hide_gpu_without_operators
 from cvt_dense.errors import UserError
 from cvt_dense.visualization.curves import last_metric, read_history
 
@@ -48,13 +50,11 @@ def parse_args() -> argparse.Namespace:
 def train(out: Path, data: Path, epochs: int | None) -> Runner:
     """Train and evaluate by the demo's config; the Runner afterwards."""
     os.environ['SHAPES_ROOT'] = str(data)
-    options = {'work_dir': str(out)}
+    options = {}
     if epochs:
-        options |= {'train_cfg.max_epochs': epochs, 'param_scheduler.1.end': epochs, 'train_cfg.val_interval': epochs}
-    cfg = launch.load_config(
-        argparse.Namespace(config=str(CONFIG), cfg_options=options, work_dir=None, launcher='none', local_rank=0)
-    )
-    launch.hide_gpu_without_operators(cfg)
+        options = {'train_cfg.max_epochs': epochs, 'param_scheduler.1.end': epochs, 'train_cfg.val_interval': epochs}
+    cfg = load_config(CONFIG, options, work_dir=str(out))
+    hide_gpu_without_operators(cfg)
     check_data(cfg, ('train', 'val'))
     runner = launch.build_runner(cfg)
     runner.train()

@@ -122,32 +122,35 @@ def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
     import torch
     from mmengine.registry import MODELS
 
+    from cvt_dense.backbones.weights import read_init_cfg
     from cvt_dense.checkpoints.load import read_fitting
-    from cvt_dense.checkpoints.reach import check_reachable, find_here
-    from cvt_dense.checkpoints.unpickling import mmengine_types
+    from cvt_dense.checkpoints.sources import check_reachable, find_here
     from cvt_dense.errors import CheckpointError
+    from cvt_dense.registry import type_name
 
     options = f'{PYTHON} tools/train.py {config} --cfg-options model.backbone.init_cfg'
-    given = cfg.model.backbone.get('init_cfg') or []
-    pretrained = [c for c in (given if isinstance(given, list) else [given]) if c.get('type') == 'Pretrained']
+    ways = f'{options}.checkpoint=PATH with a copy, or model.backbone.init_cfg=None for none'
+    try:
+        pretrained = read_init_cfg(cfg.model.backbone.get('init_cfg')).pretrained
+    except CheckpointError as error:
+        yield Result(FAIL, str(error), ways)
+        return
     if not pretrained:
         yield Result(NOTE, 'none: the backbone starts from random weights')
-    for init_cfg in pretrained:
-        checkpoint = str(init_cfg.get('checkpoint'))
+    for source in pretrained:
+        checkpoint = source.checkpoint
         try:
             path = find_here(checkpoint)
             if path is None:
                 yield Result(OK, f'{checkpoint} is not here yet, and {check_reachable(checkpoint)} has it')
-            elif cfg.model.backbone.type == 'CvT':
+            elif type_name(cfg.model.backbone) == 'CvT':
                 with torch.device('meta'):
                     backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
-                with mmengine_types():
-                    _, found = read_fitting(backbone, str(path), init_cfg.get('prefix'))
+                _, found = read_fitting(backbone, str(path), source.prefix)
                 yield Result(OK, f'{checkpoint} is here and fits: {found.loaded} tensors, {found.format} format')
             else:
                 yield Result(OK, f'{checkpoint} is here')
         except CheckpointError as error:
-            ways = f'{options}.checkpoint=PATH with a copy, or model.backbone.init_cfg=None for none'
             yield Result(FAIL, str(error), ways)
 
 
@@ -245,17 +248,17 @@ def scopes_of(cfg: Config) -> set[str]:
 def look_over(config: str) -> int:
     """Check the machine and a config; returns the exit code."""
     try:
-        from cvt_dense.engine import launch
+        from cvt_dense.engine.config import load_config
+        from cvt_dense.errors import UserError
     except Exception as error:  # what a package that does not fit its surroundings raises can be anything
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == 'cvt_dense'
         mend = f"{PIP} install --no-deps --no-build-isolation -e '{ROOT}'" if is_missing else 'see the lines above'
         result = Result(FAIL, f'cannot be looked at: {in_a_line(error)}', mend)
         return report([*environment_checks(set()), Check('config', lambda: iter([result]))])
-    arguments = dict(config=config, cfg_options=None, work_dir=None, launcher='none', local_rank=0)
     try:
         with redirect_stdout(io.StringIO()):  # mmengine tells of every variable that it replaces
-            cfg = launch.load_config(argparse.Namespace(**arguments))
-    except launch.UserError as error:
+            cfg = load_config(config)
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return report([*environment_checks(scopes_of(cfg)), *config_checks(cfg, config)])

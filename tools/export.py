@@ -21,15 +21,14 @@ cli.need('mmengine')  # before the imports that would end in a stack trace
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from cvt_dense.apis.export import Exportable, export
 from cvt_dense.engine import launch
-from cvt_dense.engine.run_checkpoints import check_checkpoint, load_weights
-from cvt_dense.errors import UserError, reason
+from cvt_dense.engine.config import load_config
+from cvt_dense.engine.devices import hide_gpu_without_operators
+from cvt_dense.engine.model import build_model
+from cvt_dense.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,34 +45,22 @@ def parse_args() -> argparse.Namespace:
         help='export the backbone, the backbone with the neck, or a whole segmentor (default)',
     )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser.parse_args()
 
 
-def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
+def build(cfg: Config, checkpoint: str | None) -> nn.Module:
     """Build a config's model with its trained weights, or without a checkpoint with the backbone as training starts.
 
     Raises:
         UserError: If the config cannot be built, or the checkpoint does not cover its model.
         CheckpointError: If weights cannot be read.
     """
-    if checkpoint:
-        check_checkpoint(checkpoint)
-        cfg.model.backbone.init_cfg = None  # the checkpoint holds every weight
-    try:
-        import_modules_from_strings(**cfg.get('custom_imports', dict(imports=['cvt_dense'])))
-        import_modules_from_strings([f'{cfg.default_scope}.models'])
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            model = MODELS.build(cfg.model)
-    except (ImportError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
+    model = build_model(cfg, checkpoint)
     if checkpoint is None:
         print('note: no checkpoint is given: the backbone is as training starts, the rest random', file=sys.stderr)
         MMLogger.get_current_instance().setLevel('WARNING')  # init_weights lists every parameter
         model.backbone.init_weights()
-    else:
-        load_weights(model, checkpoint)
-    return revert_sync_batchnorm(model).eval()
+    return model.eval()
 
 
 def select(cfg: Config, model: nn.Module, part: str) -> Exportable:
@@ -108,10 +95,10 @@ def select(cfg: Config, model: nn.Module, part: str) -> Exportable:
 
 def main() -> None:
     args = parse_args()
-    cfg = launch.load_config(args)
-    launch.hide_gpu_without_operators(cfg)
+    cfg = load_config(args.config, args.cfg_options)
+    hide_gpu_without_operators(cfg)
     torch.manual_seed(0)
-    export(select(cfg, build_model(cfg, args.checkpoint), args.part), args.out)
+    export(select(cfg, build(cfg, args.checkpoint), args.part), args.out)
     swapped = cfg.model.get('data_preprocessor', {}).get('bgr_to_rgb', False)
     print(f'{args.out}: takes float32 {"RGB" if swapped else "BGR"} images, (N, C, H, W), not yet normalised')
     if args.part == 'segmentor' and cfg.model.test_cfg.get('mode') == 'slide':

@@ -16,15 +16,12 @@ from cvt_dense import cli
 
 cli.need('mmengine', 'mmcv')  # before the imports that would end in a stack trace
 
-from cvt_dense.datasets.check import build_data
-from cvt_dense.datasets.paths import check_data
-from cvt_dense.engine import launch
-from cvt_dense.engine.run_checkpoints import check_checkpoint, check_weights
+from cvt_dense.engine import launch, options
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    launch.add_common_arguments(parser)
+    options.add_common_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file that training wrote')
     parser.add_argument(
         '--out', help='write the predictions: a .pkl file for detection, a folder of label maps for segmentation'
@@ -35,21 +32,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = launch.load_config(args)
-    launch.hide_gpu_without_operators(cfg)
-    launch.prepare_launcher(cfg)
-    check_checkpoint(args.checkpoint)
-    cfg.load_from = args.checkpoint
-    check_data(cfg, ('test',))
-    launch.use_batchnorm_without_gpu(cfg)
+    cfg = options.load_config_of(args)
+    launch.prepare_devices(cfg)
     if args.show_dir:
-        launch.draw_predictions(cfg, args.show_dir)
+        options.draw_predictions(cfg, args.show_dir)
     if args.out:
-        launch.dump_predictions(cfg, args.out)
-    runner = launch.build_runner(cfg)
-    check_weights(runner.model, args.checkpoint)
-    build_data(runner, ('test',))
-    runner.test()
+        options.dump_predictions(cfg, args.out)
+    launch.test(cfg, args.checkpoint)
 
 
 if __name__ == '__main__':

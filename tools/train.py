@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports, which take seconds, is no stack trace
@@ -18,17 +17,12 @@ from cvt_dense import cli
 
 cli.need('mmengine', 'mmcv')  # before the imports that would end in a stack trace
 
-from cvt_dense.datasets.check import build_data
-from cvt_dense.datasets.paths import check_data
-from cvt_dense.engine import launch
-from cvt_dense.engine.resume import make_resumable
-from cvt_dense.engine.run_checkpoints import check_checkpoint, check_weights, set_resume
-from cvt_dense.engine.work_dir import claimed
+from cvt_dense.engine import launch, options
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    launch.add_common_arguments(parser)
+    options.add_common_arguments(parser)
     parser.add_argument(
         '--amp', action='store_true', help='train in mixed precision: bfloat16, or float16 on a GPU that lacks it'
     )
@@ -47,35 +41,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = launch.load_config(args)
-    launch.hide_gpu_without_operators(cfg)
-    launch.prepare_launcher(cfg)
+    cfg = options.load_config_of(args)
+    launch.prepare_devices(cfg)
     if args.amp:
-        launch.enable_amp(cfg)
+        options.enable_amp(cfg)
     if args.ema:
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='EMAHook')]
+        options.enable_ema(cfg)
     if args.auto_scale_lr:
-        launch.enable_auto_scale_lr(cfg)
+        options.enable_auto_scale_lr(cfg)
     if args.tensorboard:
-        launch.log_to_tensorboard(cfg)
-    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
-    check_data(cfg, splits)
-    launch.use_batchnorm_without_gpu(cfg)
-    if not make_resumable(cfg):
-        print(f'note: runs of {cfg.train_cfg.get("type")} do not resume exactly', file=sys.stderr)
-    with claimed(cfg.work_dir, cfg.launcher):
-        if args.resume:
-            set_resume(cfg, args.resume)
-        elif cfg.get('load_from'):
-            check_checkpoint(cfg.load_from)
-        runner = launch.build_runner(cfg)
-        build_data(runner, splits)
-        launch.build_optimizer(runner)
-        if cfg.get('load_from'):
-            resume = bool(cfg.get('resume'))
-            prefix = '' if resume else 'backbone.'  # heads may be for other classes
-            check_weights(runner.model, cfg.load_from, prefix, resume)
-        launch.train(runner)
+        options.log_to_tensorboard(cfg)
+    launch.train(cfg, args.resume)
 
 
 if __name__ == '__main__':

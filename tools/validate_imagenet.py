@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import cvt_dense  # noqa: F401  registers the models in timm
 from cvt_dense import cli
+from cvt_dense.checkpoints import read_checkpoint
 from cvt_dense.checkpoints.published import find_published
 from cvt_dense.errors import CheckpointError, UserError
 
@@ -56,7 +57,7 @@ def build_model(name: str, checkpoint: str | None) -> nn.Module:
         published = find_published(checkpoint)
         if published and '.' not in name:
             name = f'{name}.{published.timm_tag}'  # its resolution and transforms
-        overlay = dict(pretrained_cfg_overlay=dict(state_dict=dict(cli.read_state_dict(checkpoint))))
+        overlay = dict(pretrained_cfg_overlay=dict(state_dict=dict(read_checkpoint(checkpoint))))
     try:
         return timm.create_model(name, pretrained=True, **overlay)
     except CheckpointError:

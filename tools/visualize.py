@@ -116,8 +116,7 @@ def build_network(arch: str | None, config: str | None, checkpoint: str | None) 
         raise UserError(f'unknown arch {arch!r}; choose one of {", ".join(ARCHS)}')
     report = None
     if checkpoint:
-        with cli.mmengine_types():
-            report = load_pretrained(trunk, checkpoint, prefix)
+        report = load_pretrained(trunk, checkpoint, prefix)
     return Network(trunk.eval(), mean, std, takes_rgb, report)
 
 
@@ -126,12 +125,14 @@ def _read_config(path: str) -> tuple[CvTTrunk, Mapping[str, Any], str | None, st
     if not find_spec('mmengine'):
         raise UserError('--config needs mmengine: pip install mmengine, or its maintained fork onedl-mmengine')
     from cvt_dense import CvT
-    from cvt_dense.engine import launch
+    from cvt_dense.backbones.weights import read_init_cfg
+    from cvt_dense.engine.config import load_config
+    from cvt_dense.registry import type_name
 
-    args = argparse.Namespace(config=path, cfg_options=None, work_dir=None, launcher='none', local_rank=0)
-    cfg = launch.load_config(args)
+    cfg = load_config(path)
     settings = dict(cfg.model.get('backbone') or {})
-    kind = settings.pop('type', None)
+    kind = type_name(settings) or None
+    settings.pop('type', None)
     if kind != 'CvT':
         raise UserError(f'config {path} has a backbone of type {kind}, and this tool looks into CvT')
     try:
@@ -143,10 +144,8 @@ def _read_config(path: str) -> tuple[CvTTrunk, Mapping[str, Any], str | None, st
     preprocessor = cfg.model.get('data_preprocessor') or {}
     if cfg.get('load_from'):
         return trunk, preprocessor, cfg.load_from, None
-    init_cfgs = settings.get('init_cfg') or []
-    init_cfgs = [init_cfgs] if isinstance(init_cfgs, Mapping) else init_cfgs
-    start = next((entry for entry in init_cfgs if entry.get('type') == 'Pretrained'), {})
-    return trunk, preprocessor, start.get('checkpoint'), start.get('prefix')
+    start = next(iter(read_init_cfg(settings.get('init_cfg')).pretrained), None)
+    return (trunk, preprocessor, start.checkpoint, start.prefix) if start else (trunk, preprocessor, None, None)
 
 
 def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> tuple[Pixels, tuple[int, int]]:

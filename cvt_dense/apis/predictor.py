@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.structures import BaseDataElement
 
-from ..checkpoints.sources import fetch
 from ..datasets.reading import is_cut_jpeg
-from ..engine.run_checkpoints import check_checkpoint, load_weights
+from ..engine.model import build_model
 from ..errors import UserError, reason
+from ..registry import type_name
 from ..visualization.painter import Painter
 
 
@@ -63,19 +62,12 @@ class Predictor:
 
     def __init__(self, cfg: Config, checkpoint: str, device: torch.device) -> None:
         self.scope: str = cfg.default_scope
-        if 'backbone' in cfg.model:
-            cfg.model.backbone.init_cfg = None  # the checkpoint holds every weight
-        check_checkpoint(checkpoint)
-        path = str(fetch(checkpoint))
         dataset = _test_dataset(cfg)
+        self.model = build_model(cfg, checkpoint).to(device).eval()
         with self._in_scope(), _one_line_for_mistakes():
-            model = revert_sync_batchnorm(MODELS.build(cfg.model))
             loading, *steps = _inference_steps(dataset)
             self._load, self._prepare = Compose([loading]), Compose(steps)
-        content = load_weights(model, path)
-        self.model = model.to(device).eval()
-        saved = (content.get('meta') or {}).get('dataset_meta') or {}
-        meta = {key.lower(): value for key, value in saved.items()}
+        meta = {key.lower(): value for key, value in self.model.dataset_meta.items()}
         if 'classes' not in meta:
             with self._in_scope(), _one_line_for_mistakes():
                 meta = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
@@ -166,8 +158,8 @@ def _inference_steps(dataset: ConfigDict) -> list[ConfigDict]:
     Raises:
         UserError: If it is no pipeline that begins with reading an image file.
     """
-    steps = [step for step in dataset.pipeline if 'Annotations' not in step['type']]
-    if not steps or not steps[0]['type'].endswith('LoadImageFromFile'):
+    steps = [step for step in dataset.pipeline if 'Annotations' not in type_name(step)]
+    if not steps or not type_name(steps[0]).endswith('LoadImageFromFile'):
         raise UserError("the config's test pipeline must begin with LoadImageFromFile")
     return steps
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,16 +10,15 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
+from mmengine.registry import FUNCTIONS, MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import load_pretrained
-from ..checkpoints.unpickling import mmengine_types
-from ..errors import CheckpointError
 from ..models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
-from ..models.cvt.layers import NORM_EPS
+from ..models.cvt.layers import NORM_EPS, Block
 from ..models.cvt.trunk import CvTTrunk
+from .weights import InitCfg, read_init_cfg
 
 
 @MODELS.register_module()
@@ -66,7 +64,7 @@ class CvT(CvTTrunk, BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = True,
         with_cp: bool = False,
-        init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        init_cfg: InitCfg = None,
     ) -> None:
         arch = get_arch(arch)
         out_indices = _check_out_indices(out_indices, arch.num_stages)
@@ -93,19 +91,15 @@ class CvT(CvTTrunk, BaseModule):
                 keys that nothing reads; the message says why.
         """
         given = self.init_cfg
-        init_cfgs = [given] if isinstance(given, Mapping) else list(given or [])
-        pretrained = [cfg for cfg in init_cfgs if cfg.get('type') == 'Pretrained']
-        for cfg in pretrained:
-            _check_pretrained(cfg)
-        # BaseModule would load a 'Pretrained' one with strict=False and only warn of what is missing.
-        self.init_cfg = [cfg for cfg in init_cfgs if cfg not in pretrained]
+        initialization = read_init_cfg(given)
+        # BaseModule would load a pre-trained one with strict=False and only warn of what is missing.
+        self.init_cfg = initialization.others
         try:
             super().init_weights()
         finally:
             self.init_cfg = given
-        for cfg in pretrained:
-            with mmengine_types():
-                report = load_pretrained(self, str(cfg['checkpoint']), cfg.get('prefix'))
+        for source in initialization.pretrained:
+            report = load_pretrained(self, source.checkpoint, source.prefix)
             print_log(f'CvT: {report}', logger='current')
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -165,15 +159,6 @@ class CvT(CvTTrunk, BaseModule):
                     module.eval()
 
 
-def _check_pretrained(cfg: Mapping[str, Any]) -> None:
-    unknown = sorted(set(cfg) - {'type', 'checkpoint', 'prefix', 'map_location'})
-    if unknown or not isinstance(cfg.get('checkpoint'), (str, os.PathLike)):
-        what = f'has an unknown key {unknown[0]!r}' if unknown else f'names no checkpoint: {dict(cfg)}'
-        raise CheckpointError(
-            f"init_cfg {what}; it takes dict(type='Pretrained', checkpoint=…) and, if needed, prefix=…"
-        )
-
-
 def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(num_stages)):
@@ -181,3 +166,15 @@ def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int
             f'out_indices must be a list of stages in rising order, from 0 to {num_stages - 1}, got {out_indices!r}'
         )
     return indices
+
+
+@FUNCTIONS.register_module()
+def wrap_cvt_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """Policy of FSDP, as ``auto_wrap_policy``: each block of CvT is gathered, computed and let go by itself.
+
+    Args:
+        module: A part of the model.
+        recurse: Whether FSDP asks if it should look into the module, and not if it should wrap it.
+        nonwrapped_numel: Parameters that would be wrapped.
+    """
+    return recurse or isinstance(module, Block)

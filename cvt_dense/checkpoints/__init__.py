@@ -1,6 +1,6 @@
 """Published CvT weights: recognise them, find them, load them, and say plainly what is wrong with them."""
 
-from .load import LoadReport, load_pretrained
+from .load import LoadReport, load_pretrained, read_checkpoint
 from .published import PUBLISHED, Published
 
-__all__ = ['PUBLISHED', 'LoadReport', 'Published', 'load_pretrained']
+__all__ = ['PUBLISHED', 'LoadReport', 'Published', 'load_pretrained', 'read_checkpoint']

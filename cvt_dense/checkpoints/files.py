@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import CheckpointError, reason
+from .unpickling import mmengine_types
 
 #: What a directory in the layout of Hugging Face's ``save_pretrained`` holds its weights in, best first.
 WEIGHT_FILES = (
@@ -25,6 +26,8 @@ WEIGHT_FILES = (
 def read(path: Path) -> Mapping[str, Any]:
     """Read a ``.safetensors`` file, one that ``torch.save`` wrote, or all that an index (``.json``) lists.
 
+    Tensors come on the CPU. A checkpoint of a training run is read whole, its history too.
+
     Raises:
         CheckpointError: If a file is damaged, is no checkpoint, or holds more than plain data.
     """
@@ -33,7 +36,8 @@ def read(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == '.safetensors':
             return load_file(path)
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with mmengine_types():
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f'checkpoint {path} was refused: it is damaged, or holds more than plain weights ({reason(error)})'

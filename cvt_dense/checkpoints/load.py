@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..models.cvt.arch import ARCHS, Arch
 from ..models.cvt.trunk import CvTTrunk
+from .compare import compare
 from .files import read
 from .formats import FORMATS, StateDict, to_trunk
 from .sources import fetch
@@ -35,6 +37,18 @@ class LoadReport:
         if self.left_over:
             line += f'; not needed here: {", ".join(self.left_over)}'
         return line
+
+
+def read_checkpoint(checkpoint: str) -> Mapping[str, Any]:
+    """Read what a checkpoint holds, wherever it is: a file, an address, or a published name.
+
+    Args:
+        checkpoint: As :func:`~cvt_dense.checkpoints.sources.locate` takes it.
+
+    Raises:
+        CheckpointError: If the checkpoint is not found or cannot be read.
+    """
+    return read(fetch(checkpoint))
 
 
 def load_pretrained(model: CvTTrunk, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> LoadReport:
@@ -63,7 +77,7 @@ def read_fitting(model: CvTTrunk, checkpoint: str, prefix: str | None = None) ->
     Raises:
         CheckpointError: As ``load_pretrained`` does.
     """
-    converted = to_trunk(read(fetch(checkpoint)), prefix)
+    converted = to_trunk(read_checkpoint(checkpoint), prefix)
     if converted is None:
         where = f'below {prefix!r}' if prefix else f'of any known format ({", ".join(FORMATS)})'
         raise CheckpointError(f'checkpoint {checkpoint} holds no CvT weights {where}')
@@ -96,25 +110,19 @@ def check_fit(checkpoint: str, tensors: StateDict, expected: Mapping[str, Tensor
 
 def _misfits(tensors: StateDict, expected: Mapping[str, Tensor], not_built: range) -> list[str]:
     """What keeps tensors from covering a trunk: missing, misshapen or surplus ones, and non-finite values."""
-    required = [k for k in expected if _TRUNK_KEY.match(k) and not k.endswith('.num_batches_tracked')]
-    missing = [key for key in required if key not in tensors]
-    misshapen = [
-        f'{key} is {list(tensors[key].shape)}, not {list(tensor.shape)}'
-        for key, tensor in expected.items()
-        if key in tensors and tensors[key].shape != tensor.shape
-    ]
+    mismatch = compare(tensors, expected, required=filter(_TRUNK_KEY.match, expected))
     # A stage of the architecture that the model does not build may be left over, nothing else of a trunk may.
     surplus = [
         key
         for key in tensors.keys() - expected.keys()
         if (match := _TRUNK_KEY.match(key)) and int(match.group(1)) not in not_built
     ]
-    infinite = [key for key in expected if key in tensors and not tensors[key].isfinite().all()]
+    shapes = (f'{key} is {list(tensors[key].shape)}, not {list(expected[key].shape)}' for key in mismatch.misshapen)
     lists = {
-        'missing': missing,
-        'misshapen': misshapen,
+        'missing': list(mismatch.missing),
+        'misshapen': list(shapes),
         'not in the model': sorted(surplus),
-        'not finite': infinite,
+        'not finite': list(mismatch.infinite),
     }
     return [f'{len(names)} {what} ({_some(names)})' for what, names in lists.items() if names]
 

@@ -1,33 +1,30 @@
-"""Prepare a run of mmengine's Runner from a config: overrides, and checks that fail before the first iteration."""
+"""Build and run mmengine's Runner: what goes wrong, or stops it from outside, is one line."""
 
 from __future__ import annotations
 
-import argparse
-import inspect
-import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed import DistNetworkError, DistStoreError
 
 from .. import cli
-from ..checkpoints.unpickling import load_checkpoints_safely
+from ..datasets.check import build_data
+from ..datasets.paths import check_data
 from ..errors import UserError, reason
-from .devices import use_gloo_without_gpu
+from ..registry import type_name
+from .checkpoint_files import load_checkpoints_safely, write_files_atomically
+from .devices import hide_gpu_without_operators, prepare_launcher, use_batchnorm_without_gpu
 from .interruption import Interrupted, InterruptionHook, signals
-from .resume import write_files_atomically
-from .work_dir import way_on
+from .resume import make_resumable
+from .run_checkpoints import check_checkpoint, check_weights, set_resume
+from .work_dir import claimed, way_on
 from .workers import protect_workers
 
 
@@ -54,185 +51,6 @@ def _with_one_line_for_the_network(main: Callable[[], None]) -> None:
         raise UserError(
             f'the processes cannot meet: {reason(error)}; torchrun --standalone, or --master-port, takes another port'
         ) from error
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing share, under the names of OpenMMLab's tools."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG NAME)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: KEY=VALUE ..., e.g. train_dataloader.batch_size=4',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    # torch.distributed.launch passes the rank as an argument, torchrun in the environment.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config that the arguments name, with their overrides.
-
-    Raises:
-        UserError: If the file is missing or cannot be parsed.
-    """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        raise UserError(f'config {args.config} does not exist; the ones that come with cvt_dense are in configs/')
-    try:
-        cfg = Config.fromfile(args.config)
-    except Exception as error:  # a config is a program and may raise anything
-        raise UserError(f'config {args.config} cannot be read: {type(error).__name__}: {reason(error)}') from error
-    if 'default_scope' not in cfg or 'model' not in cfg:
-        raise UserError(f'config {args.config} is not a runnable one: it sets no model or no default_scope')
-    if cfg.default_scope in ('mmdet', 'mmseg'):
-        cli.check_installed('mmcv', cfg.default_scope)
-    if args.cfg_options:
-        _check_override_paths(cfg, args.cfg_options)
-        try:
-            cfg.merge_from_dict(args.cfg_options)
-        except Exception as error:  # mmengine raises all kinds for a path that leads nowhere
-            options = ', '.join(args.cfg_options)
-            raise UserError(f'--cfg-options {options}: {type(error).__name__}: {reason(error)}') from error
-    cfg.launcher = args.launcher
-    if args.work_dir or cfg.get('work_dir') is None:
-        cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
-    return cfg
-
-
-def _check_override_paths(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Refuse an override that nothing would read: mmengine adds unknown keys without a word."""
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters}
-    for option in options:
-        key = option.split('.')[0]
-        if key not in known:
-            raise UserError(f'--cfg-options {option}: neither the config nor the Runner has a setting {key!r}')
-
-
-def prepare_launcher(cfg: Config) -> None:
-    """Get ready for several processes, on GPUs or, with torchrun, on CPUs.
-
-    Raises:
-        UserError: If the launcher's environment is missing, or GPUs are and the launcher needs them.
-    """
-    if cfg.launcher == 'none':
-        if 'strategy' in cfg:
-            raise UserError(
-                f'{cfg.strategy.type} needs several processes: torchrun --nproc_per_node=N … --launcher pytorch'
-            )
-        return
-    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise UserError(
-            '--launcher pytorch needs the processes that torchrun starts: torchrun --nproc_per_node=N TOOL …'
-        )
-    if cfg.launcher != 'pytorch' and not torch.cuda.is_available():
-        raise UserError(
-            f'--launcher {cfg.launcher} needs GPUs, and torch sees none: use torchrun and --launcher pytorch on CPUs'
-        )
-    is_sharded = 'FSDP' in cfg.get('strategy', {}).get('type', '')
-    if is_sharded and not torch.cuda.is_available() and cfg.default_hooks.get('checkpoint', {}) is not None:
-        raise UserError(
-            'FSDP saves checkpoints on GPUs only, and torch sees none: to try it without, leave them out with '
-            '--cfg-options default_hooks.checkpoint=None'
-        )
-    use_gloo_without_gpu(cfg)
-
-
-def hide_gpu_without_operators(cfg: Config) -> None:
-    """Hide the GPU from a detector if mmcv's operators were built without CUDA, and say so.
-
-    mmengine would put the model on it, and the first RoIAlign would fail. To be called before anything asks torch for
-    GPUs, which it does once only.
-
-    Raises:
-        UserError: If mmcv was built without its operators, or for another torch.
-    """
-    if cfg.default_scope != 'mmdet':
-        return
-    try:
-        from mmcv.ops import get_compiling_cuda_version  # which segmentation can do without
-    except ImportError as error:
-        raise UserError(f'mmcv has no working operators: {reason(error)}; run python tools/doctor.py') from error
-    if get_compiling_cuda_version() != 'not available':
-        return
-    os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    if shutil.which('nvidia-smi'):
-        print(
-            'the GPU is not used: mmcv was built without CUDA; install the CUDA toolkit and build mmcv again',
-            file=sys.stderr,
-        )
-
-
-def use_batchnorm_without_gpu(cfg: Config) -> None:
-    """Turn SyncBN into BN where there is no GPU, which it needs, and say so."""
-    if torch.cuda.is_available():
-        return
-    replaced = _replace_type(cfg.model, 'SyncBN', 'BN')
-    if cfg.get('sync_bn'):  # mmengine's setting for all of a model's norms at once
-        cfg.sync_bn = None
-        replaced += 1
-    if replaced:
-        print(f'no GPU: {replaced} SyncBN settings of the model are replaced by BN', file=sys.stderr)
-
-
-def _replace_type(node: Any, old: str, new: str) -> int:
-    """Replace ``type=old`` in place all through a config; returns how often."""
-    if isinstance(node, (list, tuple)):
-        return sum(_replace_type(entry, old, new) for entry in node)
-    if not isinstance(node, dict):
-        return 0
-    hit = node.get('type') == old
-    if hit:
-        node['type'] = new
-    return int(hit) + sum(_replace_type(entry, old, new) for entry in node.values())
-
-
-def enable_amp(cfg: Config) -> None:
-    """Switch the optimizer wrapper to automatic mixed precision: bfloat16 where supported, else scaled float16.
-
-    RoI extractors and deformable attention stay in float32 (see :mod:`cvt_dense.engine.precision`).
-
-    Raises:
-        UserError: If the config's optimizer wrapper is a special one.
-    """
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UserError(f'--amp works with OptimWrapper, not with the {wrapper} of the config')
-    for setting in ('dtype', 'loss_scale'):
-        cfg.optim_wrapper.pop(setting, None)
-    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
-        cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
-    else:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='Float32OperatorsHook')]
-
-
-def log_to_tensorboard(cfg: Config) -> None:
-    """Let a run write its scalars and pictures for TensorBoard too, and say where.
-
-    Raises:
-        UserError: If tensorboard is not installed.
-    """
-    if find_spec('tensorboard') is None:
-        raise UserError('--tensorboard needs a package that is not installed: pip install tensorboard')
-    default = ConfigDict(type='Visualizer', vis_backends=[ConfigDict(type='LocalVisBackend')])
-    visualizer = cfg.setdefault('visualizer', default)
-    backends = list(visualizer.get('vis_backends') or [])
-    if not any(backend['type'] == 'TensorboardVisBackend' for backend in backends):
-        visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
-    print(f'events go to {cfg.work_dir}/*/vis_data: tensorboard --logdir {cfg.work_dir}', file=sys.stderr)
-
-
-def enable_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate by the batch size over the config's ``auto_scale_lr.base_batch_size``.
-
-    Raises:
-        UserError: If the config does not say for which batch size its rate is.
-    """
-    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
-    cfg.auto_scale_lr.enable = True
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -264,7 +82,70 @@ def build_optimizer(runner: Runner) -> None:
         raise UserError(f'optim_wrapper cannot be built: {type(error).__name__}: {reason(error)}') from error
 
 
-def train(runner: Runner) -> None:
+def prepare_devices(cfg: Config) -> None:
+    """Settle what a run computes on, before anything asks torch for GPUs.
+
+    Raises:
+        UserError: If mmcv's operators do not work, or the launcher cannot start.
+    """
+    hide_gpu_without_operators(cfg)
+    prepare_launcher(cfg)
+
+
+def train(cfg: Config, resume: str | None = None) -> None:
+    """Train as a config says, after looking at all that could end the run later.
+
+    Args:
+        cfg: Changed in place.
+        resume: A checkpoint to go on from, or ``'auto'`` for the newest one in the work directory.
+
+    Raises:
+        UserError: If something that the run needs is missing or wrong, or a process of it was killed.
+        CheckpointError: If weights cannot be read or do not fit.
+        Interrupted: If a signal says to stop; what was trained is saved then.
+    """
+    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+    check_data(cfg, splits)
+    use_batchnorm_without_gpu(cfg)
+    if not make_resumable(cfg):
+        print(f'note: runs of {type_name(cfg.train_cfg)} do not resume exactly', file=sys.stderr)
+    with claimed(cfg.work_dir, cfg.launcher):
+        if resume:
+            set_resume(cfg, resume)
+        elif cfg.get('load_from'):
+            check_checkpoint(cfg.load_from)
+        runner = build_runner(cfg)
+        build_data(runner, splits)
+        build_optimizer(runner)
+        if cfg.get('load_from'):
+            resumes = bool(cfg.get('resume'))
+            prefix = '' if resumes else 'backbone.'  # heads may be for other classes
+            check_weights(runner.model, cfg.load_from, prefix, resumes)
+        run_training(runner)
+
+
+def test(cfg: Config, checkpoint: str) -> None:
+    """Evaluate a checkpoint as a config says.
+
+    Args:
+        cfg: Changed in place.
+        checkpoint: File that training wrote, or its address.
+
+    Raises:
+        UserError: If something that the run needs is missing or wrong.
+        CheckpointError: If weights cannot be read.
+    """
+    check_checkpoint(checkpoint)
+    cfg.load_from = checkpoint
+    check_data(cfg, ('test',))
+    use_batchnorm_without_gpu(cfg)
+    runner = build_runner(cfg)
+    check_weights(runner.model, checkpoint)
+    build_data(runner, ('test',))
+    runner.test()
+
+
+def run_training(runner: Runner) -> None:
     """Train, and let what ends a run from outside be one line that says where its work is.
 
     Raises:
@@ -304,36 +185,3 @@ def _lost_process(error: BaseException) -> str | None:
     if 'Connection closed by peer' in message or 'Connection reset by peer' in message:
         return 'another process of this run ended; its own last lines say why'
     return _lost_process(context) if context else None
-
-
-def draw_predictions(cfg: Config, folder: str) -> None:
-    """Let a test run write pictures of ground truth and predictions, side by side, into a folder."""
-    hook = 'DetVisualizationHook' if cfg.default_scope == 'mmdet' else 'SegVisualizationHook'
-    cfg.default_hooks.setdefault('visualization', dict(type=hook))
-    cfg.default_hooks.visualization.draw = True
-    cfg.default_hooks.visualization.interval = 1
-    if cfg.default_scope == 'mmdet':
-        # mmdet joins this to the run's own folder below the work directory, unless it is absolute.
-        cfg.default_hooks.visualization.test_out_dir = str(Path(folder).absolute())
-    else:
-        cfg.visualizer.save_dir = folder
-
-
-def dump_predictions(cfg: Config, out: str) -> None:
-    """Let a test run write its predictions: a pickle for detection, a folder of label maps for segmentation.
-
-    Raises:
-        UserError: If ``out`` does not end in ``.pkl`` for detection, or does for segmentation.
-    """
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
-    is_pickle = Path(out).suffix in ('.pkl', '.pickle')
-    if cfg.default_scope == 'mmdet':
-        if not is_pickle:
-            raise UserError(f'--out of a detection config must be a .pkl file, got {out}')
-        cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
-    elif is_pickle:
-        raise UserError(f'--out of a segmentation config must be a folder for label maps, got {out}')
-    else:
-        for evaluator in evaluators:
-            evaluator.output_dir = out
-            evaluator.keep_results = True  # CityscapesMetric would clear the folder

@@ -7,24 +7,19 @@ state to lose: a resumed run skips the batches that were trained on and goes on 
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_rank, is_main_process
-from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
 
-from .interruption import INTERRUPTED
+from ..registry import type_name
+from .randomness import SeededIndex, derived_seed, seed_everything
 
 _LOOPS = {
     'EpochBasedTrainLoop': 'ResumableEpochBasedTrainLoop',
@@ -39,9 +34,9 @@ def make_resumable(cfg: Config) -> bool:
     """
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
-    if checkpoint and checkpoint.get('type') == 'CheckpointHook':
+    if checkpoint and type_name(checkpoint) == 'CheckpointHook':
         checkpoint.type = 'KeepUntilSavedCheckpointHook'
-    loop = cfg.train_cfg.get('type') or ('EpochBasedTrainLoop' if cfg.train_cfg.get('by_epoch') else None)
+    loop = type_name(cfg.train_cfg, 'EpochBasedTrainLoop' if cfg.train_cfg.get('by_epoch') else '')
     if loop in _LOOPS.values():
         return True
     if loop not in _LOOPS or not isinstance(cfg.train_dataloader.get('batch_sampler', {}), (Mapping, type(None))):
@@ -58,13 +53,6 @@ def make_resumable(cfg: Config) -> bool:
     hooks = [ConfigDict(type='SeedIterationsHook'), ConfigDict(type='ValidateResumedHook')]
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     return True
-
-
-class SeededIndex(NamedTuple):
-    """A sample, and the seed of what is drawn at random while it is loaded."""
-
-    index: int
-    seed: int
 
 
 @DATASETS.register_module()
@@ -197,48 +185,6 @@ class SeedIterationsHook(Hook):
 
 
 @HOOKS.register_module()
-class KeepUntilSavedCheckpointHook(CheckpointHook):
-    """mmengine's hook, which deletes the oldest and the once best checkpoint after, not before, writing the new one."""
-
-    def before_train(self, runner: Runner) -> None:
-        """Let what mmengine would delete be noted only."""
-        super().before_train(runner)
-        self.file_backend = _DeleteLater(self.file_backend)
-
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        super()._save_checkpoint_with_step(runner, step, meta)
-        if is_main_process():
-            self.file_backend.delete()
-            Path(runner.work_dir, INTERRUPTED).unlink(missing_ok=True)  # this one is newer
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        super()._save_best_checkpoint(runner, metrics)
-        if is_main_process():
-            self.file_backend.delete()
-
-
-class _DeleteLater:
-    """A backend of mmengine's for files that deletes when it is told to once more."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._pending: list[Callable[[], None]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        self._pending.append(lambda: self._backend.remove(path))
-
-    def rmtree(self, path: str) -> None:
-        self._pending.append(lambda: self._backend.rmtree(path))
-
-    def delete(self) -> None:
-        while self._pending:
-            self._pending.pop(0)()
-
-
-@HOOKS.register_module()
 class ValidateResumedHook(Hook):
     """Does the validation that a run was ended before or in, when it is resumed: mmengine would leave it out."""
 
@@ -261,50 +207,3 @@ class ValidateResumedHook(Hook):
     def after_val(self, runner: Runner) -> None:
         """Note it for the next checkpoint."""
         runner.message_hub.update_info('iter_validated', runner.iter)
-
-
-class AtomicLocalBackend(LocalBackend):
-    """mmengine's writer of files, which leaves the old file or the new one behind and never a part."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file, making its folder if needed.
-
-        Raises:
-            OSError: If that fails; what was at ``filepath`` is still there then.
-        """
-        target = Path(filepath)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f'.{target.name}.part')
-        try:
-            with open(part, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except OSError as error:
-            kept = '; checkpoints that were saved before are whole, --resume goes on from the newest'
-            what = f'{error.strerror}{kept if target.suffix == ".pth" else ""}'
-            raise OSError(error.errno, what, str(target)) from error
-        finally:
-            part.unlink(missing_ok=True)
-
-    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text to a file, see :meth:`put`."""
-        self.put(obj.encode(encoding), filepath)
-
-
-def write_files_atomically() -> None:
-    """Let mmengine, in this process, write checkpoints so that an interruption leaves no torn file."""
-    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-
-
-def derived_seed(*place: int) -> int:
-    """A seed for a place in a run, as good as unrelated to that of any other."""
-    return int(np.random.SeedSequence([abs(part) for part in place]).generate_state(1)[0])
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

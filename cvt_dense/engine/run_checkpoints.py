@@ -11,8 +11,9 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from ..checkpoints.unpickling import read_checkpoint
+from ..checkpoints.compare import compare
 from ..errors import CheckpointError, UserError
+from .checkpoint_files import read_ahead, read_checkpoint
 from .interruption import INTERRUPTED
 
 
@@ -48,7 +49,7 @@ def set_resume(cfg: Config, resume: str) -> None:
     cfg.load_from = checkpoint
     if cfg.get('randomness', {}).get('seed') is None and '://' not in checkpoint:
         # Drawn at random by the first run; samplers are built before mmengine would look into the checkpoint.
-        seed = read_checkpoint(checkpoint).get('meta', {}).get('seed')
+        seed = read_ahead(checkpoint).get('meta', {}).get('seed')
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     # The checkpoint overwrites every weight, so the pre-trained ones need not be at hand any more.
     if 'backbone' in cfg.model:
@@ -72,7 +73,7 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
         newest_first.insert(0, work_dir / INTERRUPTED)
     for path in [Path(noted), *newest_first] if noted and Path(noted).is_file() else newest_first:
         try:
-            read_checkpoint(str(path))
+            read_ahead(path)
         except CheckpointError as error:
             print(f'skipped while looking for a checkpoint to resume from: {error}', file=sys.stderr)
         else:
@@ -96,7 +97,7 @@ def check_weights(model: nn.Module, path: str, prefix: str = '', resume: bool = 
         CheckpointError: If the checkpoint cannot be read.
     """
     if '://' not in path:
-        _check_content(model, read_checkpoint(path), path, prefix, resume)
+        _check_content(model, read_ahead(path), path, prefix, resume)
 
 
 def _check_content(
@@ -110,18 +111,12 @@ def _check_content(
             f'--cfg-options load_from={path}'
         )
     tensors = content.get('state_dict', content)
-    expected = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name.startswith(prefix) and 'num_batches_tracked' not in name
-    }
-    missing = [name for name in expected if name not in tensors]
-    misshapen = [name for name, tensor in expected.items() if name in tensors and tensors[name].shape != tensor.shape]
-    infinite = [name for name in expected if name in tensors and not tensors[name].isfinite().all()]
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+    mismatch = compare(tensors, expected)
     problems = (
-        ('lacks', missing),
-        ('has other shapes for', misshapen),
-        ('has values that are not finite in', infinite),
+        ('lacks', mismatch.missing),
+        ('has other shapes for', mismatch.misshapen),
+        ('has values that are not finite in', mismatch.infinite),
     )
     for what, found in problems:
         if found:

@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import FUNCTIONS
 from torch.utils.data import get_worker_info
 
-from .resume import derived_seed, seed_everything
+from .randomness import derived_seed, seed_everything
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -16,7 +16,8 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 
 from cvt_dense.checkpoints.files import read
-from cvt_dense.checkpoints.unpickling import load_checkpoints_safely, mmengine_types
+from cvt_dense.checkpoints.unpickling import mmengine_types
+from cvt_dense.engine.checkpoint_files import load_checkpoints_safely
 from cvt_dense.errors import CheckpointError
 
 

@@ -1,181 +1,98 @@
-"""Several processes on CPUs, as torchrun starts them."""
-
 from __future__ import annotations
 
-import math
 import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from golden import TINY
-from make_shapes import main as make_shapes
-from paths import ROOT
-from small_runs import SMALL_DETECTION
-from torch import distributed, multiprocessing, nn
-from torch.nn.parallel import DistributedDataParallel
+from mmengine.config import Config
 
-from cvt_dense import CvT
-from cvt_dense.engine.devices import wrap_cvt_blocks
-
-# One batch of four images a step, or two of two; nothing random, no norm that sees the batch, and plain SGD, so that
-# gradients can be read off the weights.
-TWICE_THE_SAME = [
-    'train_dataloader.sampler.shuffle=False',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'train_dataloader.dataset.pipeline.2.prob=0.0',
-    'train_cfg.max_iters=2',
-    'train_cfg.val_interval=2',
-    'default_hooks.checkpoint.interval=2',
-    'default_hooks.logger.interval=1',
-    'model.backbone.drop_path_rate=0',
-    'model.backbone.norm_eval=True',
-    'model.decode_head.dropout_ratio=0',
-    'model.auxiliary_head.dropout_ratio=0',
-    'optim_wrapper.optimizer._delete_=True',
-    'optim_wrapper.optimizer.type=SGD',
-    'optim_wrapper.optimizer.lr=0.1',
-    'optim_wrapper.optimizer.weight_decay=0.0',
-    'param_scheduler=None',
-    'randomness.seed=0',
-]
+from cvt_dense.engine import devices
+from cvt_dense.errors import UserError
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', **more)
+@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
+def test_a_distributed_run_that_could_not_start_is_refused(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = Config(dict(launcher=launcher))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    devices.prepare_launcher(cfg)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(UserError, match=f'--launcher {launcher} needs GPUs.*use torchrun'):
+        devices.prepare_launcher(cfg)
+    devices.prepare_launcher(Config(dict(launcher='none')))
 
 
-def train(
-    processes: int,
-    work_dir: Path,
-    options: list[str],
-    env: dict[str, str],
-    config: Path = ROOT / 'configs/upernet_cvttiny_shapes.py',
-    *more: str,
-) -> str:
-    """Run tools/train.py in one or several processes; returns what they print."""
-    arguments = [ROOT / 'tools/train.py', config, '--work-dir', work_dir, *more]
-    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
-    command += ['--launcher', 'pytorch'] if processes > 1 else []
-    result = subprocess.run(
-        [*map(str, command), '--cfg-options', *options],
-        cwd=ROOT,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-5000:]
-    return output
+def test_fsdp_without_a_gpu_is_refused_before_a_checkpoint_would_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setenv('RANK', '0')
+    cfg = Config(dict(launcher='pytorch', strategy=dict(type='FSDPStrategy'), default_hooks=dict()))
+    with pytest.raises(UserError, match='FSDP saves checkpoints on GPUs only'):
+        devices.prepare_launcher(cfg)
+    with pytest.raises(UserError, match='FSDPStrategy needs several processes'):
+        devices.prepare_launcher(Config(dict(launcher='none', strategy=dict(type='FSDPStrategy'))))
 
 
-@pytest.mark.slow
-def test_two_processes_train_and_evaluate_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    assert make_shapes(['--out', str(tmp_path / 'shapes'), '--train', '8', '--val', '5']) == 0
-    env = dict(SHAPES_ROOT=str(tmp_path / 'shapes'))
-    weights, scores = [], []
-    for processes, batch in ((1, 4), (2, 2)):
-        work_dir = tmp_path / f'{processes} processes'
-        output = train(processes, work_dir, [*TWICE_THE_SAME, f'train_dataloader.batch_size={batch}'], env)
-        assert ('2 processes on CPUs, by gloo' in output) == (processes == 2)
-        weights.append(torch.load(work_dir / 'iter_2.pth', weights_only=False)['state_dict'])
-        scores.append(re.findall(r'(?:aAcc|mIoU|mAcc): ([\d.]+)', output)[-3:])
-    assert len(scores[0]) == 3
-    assert scores[0] == scores[1]
-    start = CvT(arch=dict(embed_dims=[32, 64, 128], num_heads=[1, 2, 4], depths=[1, 1, 2])).state_dict()
-    assert any(not torch.equal(weights[0][f'backbone.{name}'], tensor) for name, tensor in start.items())
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f'{n}: {m}')
+def test_without_torchrun_its_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(UserError, match='torchrun --nproc_per_node=N'):
+        devices.prepare_launcher(Config(dict(launcher='pytorch')))
 
 
-FSDP = """
-_base_ = '{base}'
-model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=[16, 48, 96], num_heads=[1, 3, 6], depths=[1, 2, 2])),
-    neck=dict(in_channels=[16, 48, 96]),
+@pytest.mark.parametrize(
+    ('scope', 'operators', 'hidden'),
+    [('mmdet', 'not available', True), ('mmdet', '12.8', False), ('mmseg', 'not available', False)],
 )
-"""
+def test_a_detector_without_operators_for_the_gpu_stays_off_it(
+    scope: str, operators: str, hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: operators)
+    monkeypatch.setattr('shutil.which', lambda name: f'/usr/bin/{name}')
+    devices.hide_gpu_without_operators(Config(dict(default_scope=scope)))
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ('' if hidden else '0')
+    assert ('the GPU is not used: mmcv was built without CUDA' in capsys.readouterr().err) is hidden
 
 
-@pytest.mark.slow
-def test_parameters_are_split_among_processes(data: Path, tmp_path: Path) -> None:
-    """Without checkpoints: PyTorch gathers FSDP's on GPUs only."""
-    config = tmp_path / 'fsdp.py'
-    config.write_text(FSDP.format(base=ROOT / 'configs/maskrcnn_cvtw24_fpn_coco_fsdp.py'))
-    options = [*SMALL_DETECTION, 'model.backbone.init_cfg=None', 'train_cfg.max_epochs=2', 'val_cfg=None']
-    options += ['val_dataloader=None', 'val_evaluator=None', 'default_hooks.checkpoint=None']
-    output = train(2, tmp_path / 'run', options, dict(COCO_ROOT=str(data / 'coco_mini')), config)
-    losses = [float(loss) for loss in re.findall(r' loss: (\S+)', output)]
-    assert len(losses) == 2
-    assert all(math.isfinite(loss) for loss in losses)
+def sync_bn_model() -> Config:
+    sync = dict(type='SyncBN', requires_grad=True)
+    return Config(
+        dict(
+            model=dict(
+                type='X',
+                backbone=dict(type='Y', norm_cfg=sync),
+                neck=[dict(norm_cfg=sync), dict(norm_cfg=dict(type='GN'))],
+                head=dict(heads=(dict(norm_cfg=sync),)),
+            )
+        )
+    )
 
 
-def test_each_block_is_wrapped_by_itself() -> None:
-    wrapped = [name for name, module in CvT(TINY).named_modules() if wrap_cvt_blocks(module, False, 0)]
-    blocks = [f'stage{stage}.blocks.{block}' for stage, depth in enumerate(TINY['depths']) for block in range(depth)]
-    assert wrapped == blocks
-    assert wrap_cvt_blocks(nn.Linear(1, 1), True, 0)
+def test_without_a_gpu_every_sync_bn_becomes_a_bn_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg = sync_bn_model()
+    devices.use_batchnorm_without_gpu(cfg)
+    assert cfg.model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
+    assert [neck.norm_cfg.type for neck in cfg.model.neck] == ['BN', 'GN']
+    assert cfg.model.head.heads[0].norm_cfg.type == 'BN'
+    assert 'no GPU: 3 SyncBN settings' in capsys.readouterr().err
+    devices.use_batchnorm_without_gpu(cfg)
+    assert capsys.readouterr().err == ''
 
 
-#: What could leave a parameter without a gradient, or have it differ between processes.
-SETTINGS: list[dict[str, Any]] = [
-    dict(),
-    dict(frozen_stages=0),
-    dict(frozen_stages=2),
-    dict(with_cp=True),
-    dict(with_cp=True, frozen_stages=1, window_size=3),
-    dict(out_indices=(2,)),
-    dict(out_indices=(2,), out_norm=False, with_cp=True),
-    dict(out_indices=(0, 1)),
-    dict(norm_eval=False, drop_path_rate=0.3),
-]
+def test_without_a_gpu_sync_bn_for_all_norms_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg = Config(dict(model=dict(type='EncoderDecoder'), sync_bn='torch'))
+    devices.use_batchnorm_without_gpu(cfg)
+    assert cfg.sync_bn is None
+    assert '1 SyncBN settings' in capsys.readouterr().err
 
 
-def _steps(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
-    for settings in SETTINGS:
-        torch.manual_seed(0)
-        model = DistributedDataParallel(CvT(TINY, **settings).train(), find_unused_parameters=False)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        for step in range(3):  # an unused parameter shows in the second
-            torch.manual_seed(10 * rank + step)
-            loss = sum(x.square().mean() for x in model(torch.randn(2, 3, 32, 48)))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        for name, p in model.named_parameters():
-            others = [torch.empty_like(p) for _ in range(2)]
-            distributed.all_gather(others, p.detach())
-            assert torch.equal(*others), f'{settings}: {name} differs between the processes'
-            assert p.isfinite().all(), f'{settings}: {name}'
-        del model, optimizer, loss  # what refers to the group goes before the group
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_no_parameter_is_unused(tmp_path: Path) -> None:
-    multiprocessing.spawn(_steps, (str(tmp_path / 'store'),), nprocs=2)
-
-
-def test_frozen_batchnorm_is_converted_to_syncbn_and_stays_frozen() -> None:
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(CvT(TINY))
-    norms = [m for m in model.train().modules() if isinstance(m, nn.SyncBatchNorm)]
-    assert len(norms) == 15
-    assert not any(norm.training for norm in norms)
-    x = torch.randn(1, 3, 32, 32)
-    plain = CvT(TINY)
-    plain.load_state_dict(model.state_dict())
-    for ours, theirs in zip(model.eval()(x), plain.eval()(x)):
-        torch.testing.assert_close(ours, theirs)
+def test_with_a_gpu_sync_bn_stays(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    cfg = sync_bn_model()
+    devices.use_batchnorm_without_gpu(cfg)
+    assert cfg.model.backbone.norm_cfg.type == 'SyncBN'
+    assert capsys.readouterr().err == ''

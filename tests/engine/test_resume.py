@@ -15,14 +15,9 @@ from mmengine.runner import Runner
 from small_regression import Regressor, config
 
 from cvt_dense.checkpoints.unpickling import mmengine_types
-from cvt_dense.engine.resume import (
-    AtomicLocalBackend,
-    ResumableBatchSampler,
-    SeededIndex,
-    derived_seed,
-    make_resumable,
-    seed_everything,
-)
+from cvt_dense.engine.checkpoint_files import AtomicLocalBackend
+from cvt_dense.engine.randomness import SeededIndex, derived_seed, seed_everything
+from cvt_dense.engine.resume import ResumableBatchSampler, make_resumable
 
 
 class Interrupted(Exception):

@@ -111,7 +111,7 @@ def test_a_segmentor_gives_the_logits_that_mmseg_has(
 ) -> None:
     checkpoint = tmp_path / 'iter_1.pth'
     monkeypatch.setattr(sys, 'argv', ['', str(ROOT / UPERNET), '--out', 'a.pt', '--cfg-options', *SMALL_UPERNET])
-    model = tool.build_model(tool.launch.load_config(tool.parse_args()), None)
+    model = tool.build(tool.load_config(UPERNET, tool.parse_args().cfg_options), None)
     torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
     run(UPERNET, checkpoint, '--out', tmp_path / 'model.pt', '--cfg-options', *SMALL_UPERNET)
     images = (torch.rand(1, 3, 130, 203) * 255).round()

@@ -10,8 +10,7 @@ from servers import FileServer, nobody_serving, save, save_shards, serving
 
 from cvt_dense.checkpoints.download import target_of
 from cvt_dense.checkpoints.published import SHIPPED
-from cvt_dense.checkpoints.reach import check_reachable, find_here
-from cvt_dense.checkpoints.sources import LOCAL_FOLDER
+from cvt_dense.checkpoints.sources import LOCAL_FOLDER, check_reachable, find_here
 from cvt_dense.errors import CheckpointError
 
 NAME = 'cvt-13-384x384-in22k'

@@ -1,0 +1,149 @@
+"""How runs write and read checkpoints: whole or not at all, and without running code that they carry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import CheckpointLoader, Runner
+
+from ..checkpoints.files import read
+from .interruption import INTERRUPTED
+
+
+@HOOKS.register_module()
+class KeepUntilSavedCheckpointHook(CheckpointHook):
+    """mmengine's hook, which deletes the oldest and the once best checkpoint after, not before, writing the new one."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Let what mmengine would delete be noted only."""
+        super().before_train(runner)
+        self.file_backend = _DeleteLater(self.file_backend)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if is_main_process():
+            self.file_backend.delete()
+            Path(runner.work_dir, INTERRUPTED).unlink(missing_ok=True)  # this one is newer
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        if is_main_process():
+            self.file_backend.delete()
+
+
+class _DeleteLater:
+    """A backend of mmengine's for files that deletes when it is told to once more."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._pending: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._pending.append(lambda: self._backend.remove(path))
+
+    def rmtree(self, path: str) -> None:
+        self._pending.append(lambda: self._backend.rmtree(path))
+
+    def delete(self) -> None:
+        while self._pending:
+            self._pending.pop(0)()
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's writer of files, which leaves the old file or the new one behind and never a part."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to a file, making its folder if needed.
+
+        Raises:
+            OSError: If that fails; what was at ``filepath`` is still there then.
+        """
+        target = Path(filepath)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f'.{target.name}.part')
+        try:
+            with open(part, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except OSError as error:
+            kept = '; checkpoints that were saved before are whole, --resume goes on from the newest'
+            what = f'{error.strerror}{kept if target.suffix == ".pth" else ""}'
+            raise OSError(error.errno, what, str(target)) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        """Write text to a file, see :meth:`put`."""
+        self.put(obj.encode(encoding), filepath)
+
+
+def write_files_atomically() -> None:
+    """Let mmengine, in this process, write checkpoints so that an interruption leaves no torn file."""
+    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
+
+
+def load_checkpoints_safely() -> None:
+    """Let mmengine, in this process, read checkpoints without running code that they carry.
+
+    onedl-mmengine falls back to an unsafe load of whatever the safe one refuses; upstream mmengine cannot resume with
+    torch 2.6 or later. Both read local files through :func:`read_checkpoint` from here on, and torch refuses unsafe
+    loads whoever asks for them.
+    """
+    CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+#: A checkpoint that was read to check it and that mmengine has not loaded yet, by path, size and time of change.
+_read_ahead: dict[tuple[str, int, int], Mapping[str, Any]] = {}
+
+
+def read_ahead(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read a checkpoint that is going to be loaded: however often, the file is read once.
+
+    Raises:
+        CheckpointError: As :func:`read_checkpoint` does.
+    """
+    key = _key(path)
+    if key is None or key not in _read_ahead:
+        _read_ahead.clear()  # one at most: large ones take gigabytes
+        content = read(Path(path).expanduser())
+        if key is None:
+            return content
+        _read_ahead[key] = content
+    return _read_ahead[key]
+
+
+def read_checkpoint(filename: str, map_location: Any = None) -> Mapping[str, Any]:
+    """Read a checkpoint that mmengine wrote; what was read ahead is given away and forgotten.
+
+    Args:
+        filename: A local file.
+        map_location: Ignored, mmengine's loaders have it: tensors come on the CPU, and whoever loads them into a model
+            or an optimizer copies them to its device.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is damaged, or it holds more than mmengine writes.
+    """
+    content = _read_ahead.pop(_key(filename), None)
+    return read(Path(filename).expanduser()) if content is None else content
+
+
+def _key(path: str | os.PathLike[str]) -> tuple[str, int, int] | None:
+    """What tells a file from one that was written in its place; None if there is no file."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return str(path.absolute()), status.st_size, status.st_mtime_ns

@@ -1,0 +1,19 @@
+"""What a config says of registered things, in whichever style it says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def type_name(settings: Mapping[str, Any] | None, default: str = '') -> str:
+    """The name in a config's ``type``, without its scope: a string, or the class itself as new-style configs have it.
+
+    Args:
+        settings: A part of a config; None counts as one without a type.
+        default: The name where no type is given.
+    """
+    kind = (settings or {}).get('type')
+    if kind is None:
+        return default
+    return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__

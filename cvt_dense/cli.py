@@ -21,7 +21,7 @@ _PACKAGES = {
 
 
 def check_installed(*modules: str) -> None:
-    """Look whether modules can be found, without importing them.
+    """Check that modules can be found, without importing them.
 
     Raises:
         UserError: If one cannot; the message says what to install.
@@ -33,7 +33,7 @@ def check_installed(*modules: str) -> None:
 
 
 def need(*modules: str) -> None:
-    """End a tool, with one line, where modules that it is going to import are not installed."""
+    """End a tool with one line if modules that it needs are not installed."""
     try:
         check_installed(*modules)
     except UserError as error:

@@ -133,7 +133,7 @@ def parse(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> a
 
 
 def check_tool(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """See whether a tool takes arguments, and whether the config that they name takes their overrides."""
+    """Check whether a tool takes arguments, and whether the config that they name takes their overrides."""
     given = parse(tool, arguments, monkeypatch)
     configs = getattr(given, 'config', None) or getattr(given, 'configs', None) or []
     for config in [configs] if isinstance(configs, str) else configs:

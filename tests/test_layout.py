@@ -78,9 +78,10 @@ def faults(path: Path, source: str | None = None) -> list[str]:
         target = imported[1:].split('.')[0]
         if target not in FLOORS:  # a name of cvt_dense/__init__.py, on top of all
             found.append(f'{name} imports {imported[1:]} from the package itself')
-        elif FLOORS.index(target) < FLOORS.index(room) or target in NOT_BELOW.get(room, ()):
-            found.append(f'{name} imports {imported[1:]}')
-        elif room == 'checkpoints' and target == 'models' and imported[1:].rpartition('.')[0] not in CHECKPOINTS_KNOW:
+            continue
+        is_up = FLOORS.index(target) < FLOORS.index(room) or target in NOT_BELOW.get(room, ())
+        is_unknown = target == 'models' and imported[1:].rpartition('.')[0] not in CHECKPOINTS_KNOW
+        if is_up or (room == 'checkpoints' and is_unknown):
             found.append(f'{name} imports {imported[1:]}')
     return found
 

@@ -91,17 +91,17 @@ def rle(size: int = SIDE) -> dict:
 LEFT_OUT = {
     'zero area': (
         square(area=0),
-        'annotations left out, for their area is 0 or a side of their box is below a pixel: 1',
+        'annotations skipped because their area is 0 or a side of their box is below a pixel: 1',
     ),
     'zero width': (square(bbox=[1, 1, 0, 9]), 'or a side of their box is below a pixel: 1'),
-    'outside': (square(bbox=[SIDE, 0, 9, 9]), 'annotations left out, for their box is outside of the image: 1'),
+    'outside': (square(bbox=[SIDE, 0, 9, 9]), 'annotations skipped because their box is outside of the image: 1'),
     'partly outside': (square(bbox=[SIDE - 9, SIDE - 9, 20, 20]), ''),
-    'no such image': (square(image_id=99), 'annotations left out, for their image is not listed: 1'),
-    'no such category': (square(category_id=99), 'annotations left out, for their category is not listed: 1'),
-    'ignored': (square(ignore=1), 'annotations left out, for they are marked "ignore": 1'),
+    'no such image': (square(image_id=99), 'annotations skipped because their image is not listed: 1'),
+    'no such category': (square(category_id=99), 'annotations skipped because their category is not listed: 1'),
+    'ignored': (square(ignore=1), 'annotations skipped because they are marked "ignore": 1'),
     'two points': (
         square(segmentation=[[1, 1, 9, 9]]),
-        'regions ignored, for none of their polygons has three points: 1',
+        'regions ignored because none of their polygons has three points: 1',
     ),
     'a polygon with two points beside a whole one': (square(segmentation=[[1, 1, 9, 9], [1, 1, 9, 1, 9, 9]]), ''),
     'run-length encoded': (square(segmentation=rle()), ''),
@@ -116,7 +116,7 @@ def test_annotations_that_mmdet_leaves_out_are_counted(detect: Train, instances:
     instances.train['annotations'][1]['iscrowd'] = 1  # all that image 1 has
     del instances.train['annotations'][2]  # all that image 2 has
     outcome = detect()
-    outcome.assert_works('train data: ', 'images left out, for they have no annotation of the classes: 1')
+    outcome.assert_works('train data: ', 'images skipped because they have no annotation of the classes: 1')
     for what, told in (('no such image', 1), ('outside', 1), ('ignored', 1), ('two points', 1), ('zero area', 2)):
         assert f'{LEFT_OUT[what][1][:-1]}{told}\n' in outcome.log.replace('\x1b[0m', ''), what
     assert '[2/2]' in outcome.log, 'three images are left, in two batches'
@@ -157,7 +157,7 @@ BROKEN: dict[str, tuple[Callable[[Instances], object], str]] = {
     ),
     'nothing to train on': (
         lambda data: [entry.update(image_id=str(entry['image_id'])) for entry in data.train['annotations']],
-        'to train on (annotations left out, for their image is not listed: 4; images left out',
+        'to train on (annotations skipped because their image is not listed: 4; images left out',
     ),
     'no mask': (lambda data: data.train['annotations'][1].pop('segmentation'), "annotation 1 has no 'segmentation'"),
     'empty mask': (lambda data: data.train['annotations'][1].update(segmentation=[]), "1 has no 'segmentation'"),
@@ -266,7 +266,7 @@ def test_where_the_config_allows_it_another_image_is_drawn(detect: Train, instan
     cut(instances.image(1))
     instances.image(2).unlink()
     outcome = detect(**{'train_dataloader.dataset.pipeline.0.ignore_empty': True})
-    outcome.assert_works('images that do not exist, others are drawn in their place: 1')
+    outcome.assert_works('images that do not exist, others are drawn instead: 1')
     assert f'another image is drawn: image {instances.image(1)} is damaged' in outcome.log
     assert '[2/2]' in outcome.log
 
@@ -333,7 +333,7 @@ def test_label_maps_and_turned_images_and_files_of_other_kinds(segment: Train, l
     picture('CMYK').save(label_maps.image(1))
     label_maps.image(3).rename(label_maps.image(3).with_suffix('.jpeg'))
     Image.open(label_maps.labels(2)).convert('P').save(label_maps.labels(2))
-    segment().assert_works('train data: ', 'files left out, for they do not end in .jpg: 1')
+    segment().assert_works('train data: ', 'files skipped because they do not end in .jpg: 1')
 
 
 def colours(data: LabelMaps) -> None:

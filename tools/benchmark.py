@@ -234,7 +234,7 @@ def matmul_rate(device: torch.device, side: int = 2048, repeats: int = 10) -> fl
 def measure(
     models: list[str], mode: str, size: str, batch: int, repeats: int, device: torch.device, progress: tqdm
 ) -> list[Result]:
-    """Measure all candidates at one size, in turns; what does not fit into memory is left out, and said so."""
+    """Measure all candidates at one size, in turns; what does not fit into memory is skipped, and reported."""
     height, width = parse_size(size)
     images = torch.randn(batch, 3, height, width, device=device)
     built, results = {}, {}
@@ -246,7 +246,7 @@ def measure(
         try:
             memory = peak_memory_in_process(name, mode, size, batch, device.type)
         except UserError as error:
-            progress.write(f'left out: {error}', file=sys.stderr)
+            progress.write(f'skipped: {error}', file=sys.stderr)
             progress.update(1 + repeats)
             continue
         results[name] = Result(name, mode, height, width, batch, [], memory, flops, params)

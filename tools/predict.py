@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='image, video, folder, or glob in quotes')
     parser.add_argument('--out', metavar='DIR', help='folder to write to (default: work_dirs/CONFIG NAME/predictions)')
     parser.add_argument(
-        '--score-thr', type=float, metavar='SCORE', help=f'leave out what scores less (default: {SCORE_THRESHOLD})'
+        '--score-thr', type=float, metavar='SCORE', help=f'drop instances that score less (default: {SCORE_THRESHOLD})'
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, … (default: a GPU if there is one)')
     parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='images of one size at a time')
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace, cfg: Config) -> None:
-    """See whether the arguments go together.
+    """Check that the arguments go together.
 
     Raises:
         UserError: If one has a value that it cannot have, or does not go with the config.

@@ -47,11 +47,11 @@ def build_model(name: str, checkpoint: str | None) -> nn.Module:
 
     Raises:
         UserError: If there is no such model, or its head does not fit.
-        CheckpointError: If the weights cannot be had or do not cover the model.
+        CheckpointError: If the weights are not found or do not cover the model.
     """
     if name not in timm.list_models('cvt_*') and name not in timm.list_pretrained('cvt_*'):
         known = ', '.join(timm.list_pretrained('cvt_*'))
-        raise UserError(f'there is no model {name!r}; known are {known}')
+        raise UserError(f'unknown model {name!r}; known are {known}')
     overlay = {}
     if checkpoint:
         published = find_published(checkpoint)

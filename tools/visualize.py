@@ -80,7 +80,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument('--arch', help=f'variant: {", ".join(ARCHS)}')
-    network.add_argument('--config', help='config whose backbone is looked into')
+    network.add_argument('--config', help='config whose backbone is inspected')
     parser.add_argument(
         '--checkpoint',
         help='whatever init_cfg takes, a trained detector too (default: what the config starts from; '
@@ -99,8 +99,8 @@ def build_network(arch: str | None, config: str | None, checkpoint: str | None) 
     """The network that the arguments name, with the weights that they name.
 
     Raises:
-        UserError: If the variant is unknown, or the config is none of a CvT on pictures of three channels.
-        CheckpointError: If the weights cannot be had or do not fit.
+        UserError: If the variant is unknown, or the config is not one of a CvT on three-channel images.
+        CheckpointError: If the weights are not found or do not fit.
     """
     torch.manual_seed(0)
     mean, std = ([255 * value for value in values] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
@@ -134,7 +134,7 @@ def _read_config(path: str) -> tuple[CvTTrunk, Mapping[str, Any], str | None, st
     kind = type_name(settings) or None
     settings.pop('type', None)
     if kind != 'CvT':
-        raise UserError(f'config {path} has a backbone of type {kind}, and this tool looks into CvT')
+        raise UserError(f'config {path} has a backbone of type {kind}, and this tool inspects CvT')
     try:
         trunk = CvT(**settings)
     except (TypeError, ValueError) as error:
@@ -160,7 +160,7 @@ def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> tup
         ``(H, W, 3)``, RGB; and the point in it.
 
     Raises:
-        UserError: If the file is no image or too small a one, or the point lies outside.
+        UserError: If the file is not an image, the image is too small, or the point lies outside of it.
     """
     try:
         image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')

@@ -83,7 +83,7 @@ class Predictor:
         try:
             _check_end(path)
             loaded = self._load(dict(img_path=str(path), img_id=image_id))
-        except Exception as error:  # what a damaged file makes a reader stumble over can be anything
+        except Exception as error:  # damaged files make readers raise all kinds
             raise Skipped(f'it cannot be read as an image ({reason(error)})') from error
         return self._item(loaded, path, image_id, name, None)
 

@@ -87,8 +87,8 @@ class CvT(CvTTrunk, BaseModule):
         """Initialise as ``init_cfg`` says; a pre-trained checkpoint covers the whole trunk or is refused.
 
         Raises:
-            CheckpointError: If the checkpoint cannot be had or read, or does not fit, or ``init_cfg`` names none or has
-                keys that nothing reads; the message says why.
+            CheckpointError: If the checkpoint is not found, cannot be read or does not fit, or ``init_cfg`` names none or
+                has unknown keys; the message says why.
         """
         given = self.init_cfg
         initialization = read_init_cfg(given)
@@ -114,7 +114,7 @@ class CvT(CvTTrunk, BaseModule):
             misreads any other layout without a word.
 
         Raises:
-            TypeError: If the input is no tensor.
+            TypeError: If the input is not a tensor.
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         maps, _ = super().forward(x)

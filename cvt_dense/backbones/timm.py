@@ -186,7 +186,7 @@ class CvTClassifier(nn.Module):
         """Tokens of the last stage after the final norm, the cls token first: ``(N, 1 + H_i * W_i, C)``.
 
         Raises:
-            TypeError: If the input is no tensor.
+            TypeError: If the input is not a tensor.
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         if not torch.jit.is_scripting():

@@ -24,21 +24,21 @@ _TIMEOUT = 30  # seconds without a byte
 
 
 def download(url: str) -> Path:
-    """Download a checkpoint, and all that it lists if it is an index of shards; what was had before is not again.
+    """Download a checkpoint, and all that it lists if it is an index of shards, unless it was before.
 
     Files are kept below ``$TORCH_HOME/hub/checkpoints/cvt_dense``, under their own names and in one folder for each
     folder of a server. Of several processes one downloads, and the others wait for it.
 
     Raises:
-        CheckpointError: If the download fails or is cut short, or what came is no checkpoint. The file is not kept
-            then; of an index, those shards are that came whole.
+        CheckpointError: If the download fails or is cut short, or what came is not a checkpoint. The file is not kept
+            then; of an index, complete shards are.
     """
     try:
         target = target_of(url)
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(target.parent / f'.{target.name}.lock'):
-                if not target.is_file():  # nobody else had it by then
+                if not target.is_file():  # no other process downloaded it meanwhile
                     _fetch(url, target)
     except (OSError, HTTPException, ValueError) as error:  # the last is what urllib says of a malformed URL
         raise CheckpointError(

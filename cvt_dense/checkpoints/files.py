@@ -29,7 +29,7 @@ def read(path: Path) -> Mapping[str, Any]:
     Tensors come on the CPU. A checkpoint of a training run is read whole, its history too.
 
     Raises:
-        CheckpointError: If a file is damaged, is no checkpoint, or holds more than plain data.
+        CheckpointError: If a file is damaged, is not a checkpoint, or holds more than plain data.
     """
     if path.suffix == '.json':
         return _read_shards(path)
@@ -44,9 +44,9 @@ def read(path: Path) -> Mapping[str, Any]:
         ) from error
     except PermissionError as error:
         raise CheckpointError(f'checkpoint {path} may not be read: {error.strerror}') from error
-    except Exception as error:  # what a damaged file makes a reader stumble over can be anything
+    except Exception as error:  # damaged files make readers raise all kinds
         raise CheckpointError(
-            f'checkpoint {path} is damaged, incomplete or no checkpoint: {type(error).__name__}: {reason(error)}'
+            f'checkpoint {path} is damaged, incomplete or not a checkpoint: {type(error).__name__}: {reason(error)}'
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__} where a state dict was expected')
@@ -57,17 +57,17 @@ def shard_names(index: Path) -> list[str]:
     """The files that an index of a sharded checkpoint lists; they lie beside it.
 
     Raises:
-        CheckpointError: If the file is no such index, or lists files elsewhere.
+        CheckpointError: If the file is not such an index, or lists files elsewhere.
     """
     try:
         names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    except Exception as error:  # what a damaged index makes its reader stumble over can be anything
+    except Exception as error:  # damaged indices make readers raise all kinds
         raise CheckpointError(
-            f'checkpoint {index} is no index of shards: {type(error).__name__}: {reason(error)}'
+            f'checkpoint {index} is not an index of shards: {type(error).__name__}: {reason(error)}'
         ) from error
     for name in names:
         if not isinstance(name, str) or not is_file_name(name) or Path(name).suffix == '.json':
-            raise CheckpointError(f'checkpoint {index} lists {name!r}, which is no file beside it')
+            raise CheckpointError(f'checkpoint {index} lists {name!r}, which is not a file beside it')
     return names
 
 

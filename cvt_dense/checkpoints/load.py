@@ -64,10 +64,10 @@ def load_pretrained(model: CvTTrunk, checkpoint: str | os.PathLike[str], prefix:
             ``_orig_mod.`` and ``backbone.``.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be had or read, or does not cover the trunk.
+        CheckpointError: If the checkpoint is not found, cannot be read or does not cover the trunk.
     """
     loaded, report = read_fitting(model, str(checkpoint), prefix)
-    model.load_state_dict(loaded, strict=False)  # what is missing was judged before
+    model.load_state_dict(loaded, strict=False)  # missing ones were refused above
     return report
 
 
@@ -90,7 +90,7 @@ def read_fitting(model: CvTTrunk, checkpoint: str, prefix: str | None = None) ->
 
 
 def check_fit(checkpoint: str, tensors: StateDict, expected: Mapping[str, Tensor], arch: Arch, num_stages: int) -> None:
-    """See whether tensors cover a trunk.
+    """Check that tensors cover a trunk.
 
     Args:
         checkpoint: Where they come from, for the message.
@@ -139,7 +139,7 @@ def _variant_hint(tensors: StateDict, wanted: Arch) -> str:
 
 
 def check_complete(checkpoint: str, tensors: StateDict) -> None:
-    """See whether tensors are a trunk with nothing missing, of whatever architecture.
+    """Check that tensors are a complete trunk, of whatever architecture.
 
     Args:
         checkpoint: Where they come from, for the message.

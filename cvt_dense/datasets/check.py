@@ -1,4 +1,4 @@
-"""Look into the data of a config before a run finds out what is wrong with them."""
+"""Check the data of a config before a run fails on them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, TypeError,
 
 @dataclass
 class Watched:
-    """Data sets that were loaded, and what was left out of them, a line for each kind of thing."""
+    """Data sets that were loaded, and what was skipped in them, a line for each kind of thing."""
 
     datasets: list[BaseDataset] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -40,14 +40,14 @@ class Watched:
 
 @contextmanager
 def watch_loading(may_skip: bool = False) -> Iterator[Watched]:
-    """Look into what data sets load, as they load it: nothing is parsed twice, and no image opened.
+    """Check what data sets load, as they load it: nothing is parsed twice, and no image is opened.
 
-    An annotation file in COCO's format is looked through, all files have to be there, and from then on the data set
+    An annotation file in COCO's format is checked, all files have to be there, and from then on the data set
     names the file that it cannot read (see :mod:`cvt_dense.datasets.reading`). Data sets that keep their entries
-    unserialized are not looked at.
+    unserialized are not checked.
 
     Args:
-        may_skip: Leave out images that cannot be read where the config allows it.
+        may_skip: Skip images that cannot be read where the config allows it.
 
     Raises:
         UserError: If something is missing or wrong; the message names the first.
@@ -102,7 +102,7 @@ def _use(dataset: Any) -> Use:
 
 
 def _check_entries(dataset: BaseDataset, may_skip: bool) -> list[str]:
-    """See whether there are images, and all the files of a data set, whose entries are not serialized yet."""
+    """Check that a data set, whose entries are not serialized yet, has images and that all of its files exist."""
     name = type(dataset).__name__
     notes = _files_of_other_suffixes(dataset)
     steps = dataset.pipeline.transforms
@@ -114,7 +114,7 @@ def _check_entries(dataset: BaseDataset, may_skip: bool) -> list[str]:
         paths = [entry[key] for entry in dataset.data_list if isinstance(entry.get(key), str)]
         missing = missing_files(paths)
         if missing and what == 'image' and may_skip and all(step.ignore_empty for step in images):
-            notes.append(f'{name}: images that do not exist, others are drawn in their place: {len(missing)}')
+            notes.append(f'{name}: images that do not exist, others are drawn instead: {len(missing)}')
         elif missing:
             more = f', nor do {len(missing) - 1} more of {len(paths)}' if len(missing) > 1 else ''
             raise UserError(f'{what} {missing[0]} does not exist{more}')
@@ -124,7 +124,7 @@ def _check_entries(dataset: BaseDataset, may_skip: bool) -> list[str]:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those paths that are no files here; each folder is listed once, which takes a second for 100 000 files."""
+    """Those paths that are not files; each folder is listed once, which takes a second for 100 000 files."""
     listed: dict[str, set[str]] = {}
     missing = []
     for path in paths:
@@ -139,7 +139,7 @@ def missing_files(paths: Iterable[str]) -> list[str]:
 
 
 def _files_of_other_suffixes(dataset: Any) -> list[str]:
-    """What is left out of a folder that mmseg lists by suffix."""
+    """What mmseg skips in a folder that it lists by suffix."""
     suffix, folder = getattr(dataset, 'img_suffix', None), dataset.data_prefix.get('img_path')
     if suffix is None or dataset.ann_file or not folder:
         return []
@@ -147,7 +147,7 @@ def _files_of_other_suffixes(dataset: Any) -> list[str]:
         raise UserError(f'{folder} holds no file *{suffix}')
     names = (name for _, _, names in os.walk(folder) for name in names)
     others = sum(not name.endswith(suffix) and not name.startswith('.') for name in names)
-    return [f'{folder}: files left out, for they do not end in {suffix}: {others}'] if others else []
+    return [f'{folder}: files skipped because they do not end in {suffix}: {others}'] if others else []
 
 
 def read_sample(dataset: BaseDataset) -> tuple[int, list[str]]:
@@ -195,13 +195,13 @@ def build_dataset(settings: ConfigDict, scope: str) -> Any:
 
 
 def inspect_dataset(dataset: Any) -> str:
-    """Look into a data set: all of its entries, and a sample of its images and label maps.
+    """Check a data set: all of its entries, and a sample of its images and label maps.
 
     Args:
         dataset: As :func:`build_dataset` builds it.
 
     Returns:
-        What was looked at, in words.
+        What was checked, in words.
 
     Raises:
         UserError: If something is missing, unreadable or not of the classes; the message names the first.
@@ -234,7 +234,7 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, int]]:
 
 
 def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
-    """Build the data sets now, where the run would do it, and look into them; the log says what they leave out.
+    """Build the data sets now, where the run would do it, and check them; the log says what they skip.
 
     Args:
         runner: Its loops are built.

@@ -1,4 +1,4 @@
-"""What an annotation file in COCO's format has to hold, and what mmdet leaves out of it without a word."""
+"""What an annotation file in COCO's format has to hold, and what mmdet silently skips in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Found:
-    """How much a run takes from an annotation file, and a line for each kind of thing that is left out."""
+    """How much a run takes from an annotation file, and a line for each kind of thing that is skipped."""
 
     annotations: int
     images: int
@@ -62,9 +62,9 @@ def read_annotations(path: Path) -> dict[str, Any]:
 
 
 def check_annotations(path: Path, content: Entry, classes: Sequence[str], use: Use) -> Found:
-    """Look through an annotation file, some microseconds an entry.
+    """Check an annotation file, some microseconds an entry.
 
-    What mmdet leaves out is counted; what would be read wrongly, or stop the run later, is refused.
+    What mmdet skips is counted; what would be read wrongly, or stop the run later, is refused.
 
     Args:
         path: The file, for messages.
@@ -79,28 +79,28 @@ def check_annotations(path: Path, content: Entry, classes: Sequence[str], use: U
     wanted = _check_classes(path, list(categories.values()), classes)
     images = _by_id(path, 'images', content['images'], _IMAGE)
     annotations = _by_id(path, 'annotations', content['annotations'], _ANNOTATION)
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     count, annotated = 0, set()
     for annotation in annotations.values():
         image = images.get(annotation['image_id'])
         if image is None:
-            left_out['annotations left out, for their image is not listed'] += 1
+            skipped['annotations skipped because their image is not listed'] += 1
         elif annotation['category_id'] not in categories:
-            left_out['annotations left out, for their category is not listed'] += 1
+            skipped['annotations skipped because their category is not listed'] += 1
         elif annotation['category_id'] in wanted:
-            annotated.add(image['id'])  # mmdet counts what it leaves out, too
+            annotated.add(image['id'])  # mmdet counts skipped ones too
             fault = None if use.evaluation else _fault(annotation, image)
             ignored = _check_mask(path, annotation, image, use) if use.masks and not fault else None
             if use.evaluation and 'iscrowd' not in annotation:
                 raise UserError(f"{path}: annotation {annotation['id']} lacks 'iscrowd' (0 or 1): evaluation needs it")
             if fault or ignored:
-                left_out[fault or ignored] += 1
+                skipped[fault or ignored] += 1
             count += not (fault or ignored)
     read = [image for image in images.values() if not use.skip_empty or image['id'] in annotated]
     large = [image for image in read if min(image['width'], image['height']) >= use.min_size]
-    left_out['images left out, for they have no annotation of the classes'] = len(images) - len(read)
-    left_out[f'images left out, for a side is below min_size={use.min_size}'] = len(read) - len(large)
-    notes = tuple(f'{path}: {why}: {number}' for why, number in left_out.items() if number)
+    skipped['images skipped because they have no annotation of the classes'] = len(images) - len(read)
+    skipped[f'images skipped because a side is below min_size={use.min_size}'] = len(read) - len(large)
+    notes = tuple(f'{path}: {why}: {number}' for why, number in skipped.items() if number)
     if not use.evaluation and not (count and large):
         because = f' ({"; ".join(note.removeprefix(f"{path}: ") for note in notes)})' if notes else ''
         raise UserError(f'{path} has no annotation of the classes {some(classes)} to train on{because}')
@@ -179,11 +179,11 @@ def _fault(annotation: Entry, image: Entry) -> str | None:
     """Why mmdet does not train on an annotation, if it does not."""
     x, y, w, h = annotation['bbox']
     if annotation.get('ignore'):
-        return 'annotations left out, for they are marked "ignore"'
+        return 'annotations skipped because they are marked "ignore"'
     if annotation['area'] <= 0 or w < 1 or h < 1:
-        return 'annotations left out, for their area is 0 or a side of their box is below a pixel'
+        return 'annotations skipped because their area is 0 or a side of their box is below a pixel'
     if min(x + w, image['width']) <= max(x, 0) or min(y + h, image['height']) <= max(y, 0):
-        return 'annotations left out, for their box is outside of the image'
+        return 'annotations skipped because their box is outside of the image'
     return None
 
 
@@ -197,10 +197,10 @@ def _check_mask(path: Path, annotation: Entry, image: Entry, use: Use) -> str | 
         size = [image['height'], image['width']]
         if mask.get('size') != size:
             raise UserError(f'{name} has a segmentation of size {mask.get("size")}, and its image is {size}')
-        return None if use.rle else 'regions ignored, for they are run-length encoded and poly2mask=False'
+        return None if use.rle else 'regions ignored because they are run-length encoded and poly2mask=False'
     if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
         raise UserError(f'{name} has a segmentation that is neither a list of polygons nor run-length encoded')
     polygons = [polygon for polygon in mask if len(polygon) >= _THREE_POINTS and len(polygon) % 2 == 0]
     if use.evaluation and mask[:1] != polygons[:1]:
         raise UserError(f'{name} has a polygon with fewer than three points, which evaluation cannot read')
-    return None if polygons else 'regions ignored, for none of their polygons has three points'
+    return None if polygons else 'regions ignored because none of their polygons has three points'

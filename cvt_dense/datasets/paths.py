@@ -1,4 +1,4 @@
-"""Where a config's data are: a folder that is missing is told before anything is loaded."""
+"""Where a config's data are: a missing folder is reported before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import UserError
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Look for the data that a run will read.
+    """Check that the data that a run will read exist.
 
     Args:
         cfg: Config of the run.

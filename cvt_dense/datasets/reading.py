@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import UserError, reason
 
-UNLABELLED = 255  # what mmseg's loader makes of labels that are no classes
+UNLABELLED = 255  # what mmseg's loader makes of labels that are not classes
 
 Sample = dict[str, Any]
 
@@ -37,7 +37,7 @@ def check_while_reading(dataset: BaseDataset, may_skip: bool = False) -> None:
 
 
 class CheckedImage:
-    """A step of a pipeline that reads an image, and sees whether it is whole and of the size in its annotations."""
+    """A step of a pipeline that reads an image and checks that it is complete and of the size in its annotations."""
 
     def __init__(self, step: Callable[[Sample], Sample | None], may_skip: bool) -> None:
         self.step = step
@@ -61,7 +61,7 @@ class CheckedImage:
         path = results['img_path']
         try:
             loaded = self.step(results)
-        except Exception as error:  # what decoders raise can be anything
+        except Exception as error:  # decoders raise all kinds
             raise _unreadable(f'image {path}', error) from error
         if loaded is None or (Path(path).is_file() and is_cut_jpeg(Path(path).read_bytes())):
             raise UserError(f'image {path} is missing, empty or cut off')
@@ -104,10 +104,10 @@ class Labels:
         self.known[[*range(len(classes)), self.unlabelled, UNLABELLED]] = True
 
     def check(self, path: str, labels: np.ndarray, size: tuple[int, int]) -> None:
-        """Look at a label map as mmseg's loader returns it.
+        """Check a label map as mmseg's loader returns it.
 
         Raises:
-            UserError: If it is not of the size of its image, (height, width), or has a value that is no label.
+            UserError: If it is not of the size of its image, (height, width), or has a value that is not a label.
         """
         if labels.ndim != 2:
             raise UserError(f'label map {path} is a colour picture; it has to have one channel, of class numbers')
@@ -122,7 +122,7 @@ class Labels:
 
 
 class CheckedAnnotations:
-    """A step of a pipeline that reads annotations, and sees whether label maps fit their images and classes."""
+    """A step of a pipeline that reads annotations and checks that label maps fit their images and classes."""
 
     def __init__(self, step: Callable[[Sample], Sample], labels: Labels | None) -> None:
         self.step = step
@@ -139,7 +139,7 @@ class CheckedAnnotations:
             check_depth(path)
         try:
             loaded = self.step(results)
-        except Exception as error:  # what decoders and pycocotools raise can be anything
+        except Exception as error:  # decoders and pycocotools raise all kinds
             raise _unreadable(f'label map {path}' if path else f'annotation of {results["img_path"]}', error) from error
         if self.labels and path:
             self.labels.check(path, loaded['gt_seg_map'], loaded['ori_shape'])
@@ -147,7 +147,7 @@ class CheckedAnnotations:
 
 
 def check_depth(path: str) -> None:
-    """See whether the values of a label map fit into 8 bits; mmseg's loader takes their remainder by 256.
+    """Check that the values of a label map fit into 8 bits; mmseg's loader takes their remainder by 256.
 
     Raises:
         UserError: If they do not.

@@ -22,7 +22,7 @@ class KeepUntilSavedCheckpointHook(CheckpointHook):
     """mmengine's hook, which deletes the oldest and the once best checkpoint after, not before, writing the new one."""
 
     def before_train(self, runner: Runner) -> None:
-        """Let what mmengine would delete be noted only."""
+        """Collect what mmengine would delete."""
         super().before_train(runner)
         self.file_backend = _DeleteLater(self.file_backend)
 
@@ -39,7 +39,7 @@ class KeepUntilSavedCheckpointHook(CheckpointHook):
 
 
 class _DeleteLater:
-    """A backend of mmengine's for files that deletes when it is told to once more."""
+    """A file backend of mmengine that collects deletions until :meth:`delete`."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -99,7 +99,7 @@ def load_checkpoints_safely() -> None:
 
     onedl-mmengine falls back to an unsafe load of whatever the safe one refuses; upstream mmengine cannot resume with
     torch 2.6 or later. Both read local files through :func:`read_checkpoint` from here on, and torch refuses unsafe
-    loads whoever asks for them.
+    loads from all code.
     """
     CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -126,11 +126,11 @@ def read_ahead(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def read_checkpoint(filename: str, map_location: Any = None) -> Mapping[str, Any]:
-    """Read a checkpoint that mmengine wrote; what was read ahead is given away and forgotten.
+    """Read a checkpoint that mmengine wrote; what was read ahead is handed over and forgotten.
 
     Args:
         filename: A local file.
-        map_location: Ignored, mmengine's loaders have it: tensors come on the CPU, and whoever loads them into a model
+        map_location: Ignored, mmengine's loaders have it: tensors come on the CPU, and loading them into a model
             or an optimizer copies them to its device.
 
     Raises:
@@ -141,7 +141,7 @@ def read_checkpoint(filename: str, map_location: Any = None) -> Mapping[str, Any
 
 
 def _key(path: str | os.PathLike[str]) -> tuple[str, int, int] | None:
-    """What tells a file from one that was written in its place; None if there is no file."""
+    """What identifies a file and its content; None if there is no file."""
     path = Path(path).expanduser()
     if not path.is_file():
         return None

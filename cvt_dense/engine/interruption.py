@@ -1,4 +1,4 @@
-"""Runs that are told to stop, by SIGTERM, SIGINT (Ctrl-C) or SIGHUP, stop with their work saved.
+"""Runs that SIGTERM, SIGINT (Ctrl-C) or SIGHUP stops save their work first.
 
 A signal that comes during training is noted and obeyed before the next iteration, of training or validation; at any
 other time it is obeyed at once.
@@ -42,8 +42,8 @@ class Signals:
 
     Attributes:
         number: The first one; 0 if there was none.
-        response: ``'exit'`` ends the process, ``'note'`` leaves it to whoever looks at ``number``, ``'raise'`` raises
-            :class:`Interrupted`, wherever the process is, so that it may get lost: look at ``number`` too.
+        response: ``'exit'`` ends the process, ``'note'`` leaves it to the code that reads ``number``, ``'raise'``
+            raises :class:`Interrupted`, wherever the process is, so that it may get lost: look at ``number`` too.
     """
 
     #: Seconds in which another signal is the same one again: timeout(1) and job managers send it to the process, and to
@@ -100,7 +100,7 @@ class InterruptionHook(Hook):
         self._validates = False
 
     def before_train(self, runner: Runner) -> None:
-        """Note what there is no need to save: a start, or the checkpoint that was resumed from."""
+        """Note what needs no saving: a start, or the checkpoint that was resumed from."""
         self._on_disk = runner.iter
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class InterruptionHook(Hook):
             self._on_disk = checkpoint['meta']['iter']
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Stop if any process was told to; where gradients are accumulated, only when there are none."""
+        """Stop if any process got a signal; where gradients are accumulated, only when there are none."""
         signals.response = 'note'
         if runner.iter % runner.cfg.optim_wrapper.get('accumulative_counts', 1) == 0:
             number = torch.tensor(signals.number, dtype=torch.uint8)
@@ -118,7 +118,7 @@ class InterruptionHook(Hook):
                 raise Interrupted(int(number))
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Stop if this process was told to: the others have the same weights, and the first one saves them."""
+        """Stop if this process got a signal: the others have the same weights, and the first one saves them."""
         self._validates, signals.response = True, 'note'
         if signals.number:
             raise Interrupted(signals.number)
@@ -142,7 +142,7 @@ class InterruptionHook(Hook):
             return f'{where}, not saved: neither sharded models nor configs without checkpoints are'
         if runner.iter != self._on_disk:
             self._save(runner)
-        if not self._validates:  # all processes stop here; whoever goes first would have the others ended
+        if not self._validates:  # all processes stop here; the first to exit would have the others killed
             barrier()
         return where
 

@@ -1,4 +1,4 @@
-"""Checkpoints that runs have written: to go on from, to evaluate, to predict with."""
+"""Checkpoints that runs have written: to resume, to evaluate, to predict with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .interruption import INTERRUPTED
 
 
 def check_checkpoint(path: str) -> None:
-    """Look whether a checkpoint that a run is to start from is there.
+    """Check that a checkpoint that a run is to start from exists.
 
     Raises:
         UserError: If there is no such file.
@@ -28,11 +28,11 @@ def check_checkpoint(path: str) -> None:
 
 
 def set_resume(cfg: Config, resume: str) -> None:
-    """Let a run go on from a checkpoint.
+    """Resume a run from a checkpoint.
 
     Args:
         cfg: Changed in place.
-        resume: A checkpoint file, or ``'auto'`` for the newest one in the work directory (a fresh start if there is
+        resume: A checkpoint file, or ``'auto'`` for the newest one in the work directory (a new start if there is
             none).
 
     Raises:
@@ -42,7 +42,7 @@ def set_resume(cfg: Config, resume: str) -> None:
     if resume == 'auto':
         checkpoint = _newest_checkpoint(Path(cfg.work_dir))
         if checkpoint is None:
-            print(f'nothing to resume in {cfg.work_dir}: starting afresh', file=sys.stderr)
+            print(f'nothing to resume in {cfg.work_dir}: starting from scratch', file=sys.stderr)
             return
     check_checkpoint(checkpoint)
     cfg.resume = True
@@ -60,7 +60,7 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     """The newest whole checkpoint of a work directory, ``None`` if there never was one.
 
     mmengine notes the newest one in a file of its own. A run that was killed between the two writes, or a folder that
-    was moved since, leaves a note that is empty or leads nowhere; then the checkpoints themselves are looked through.
+    was moved since, leaves a note that is empty or leads nowhere; then the checkpoints themselves are tried.
     """
     note = work_dir / 'last_checkpoint'
     noted = note.read_text().strip() if note.is_file() else ''
@@ -79,12 +79,12 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
         else:
             return str(path)
     if newest_first:
-        raise UserError(f'no checkpoint in {work_dir} can be read; start afresh in another folder with --work-dir')
+        raise UserError(f'no checkpoint in {work_dir} can be read; start again in another folder with --work-dir')
     return noted or None
 
 
 def check_weights(model: nn.Module, path: str, prefix: str = '', resume: bool = False) -> None:
-    """See whether a local checkpoint of a training run covers a model; mmengine itself would only warn.
+    """Check that a local checkpoint of a training run covers a model; mmengine itself would only warn.
 
     Args:
         model: The one that is going to load it.
@@ -125,7 +125,7 @@ def _check_content(
 
 
 def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
-    """Load a local checkpoint that covers a model, and say what of it has no place there.
+    """Load a local checkpoint that covers a model, and report tensors that the model does not have.
 
     Returns:
         What else the checkpoint holds.
@@ -136,8 +136,8 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
     """
     content = read_checkpoint(path)
     _check_content(model, content, path)
-    # Not strict about what is left over alone: nothing is missing, that has just been seen.
+    # Only surplus tensors remain: nothing is missing, which was checked above.
     unused = model.load_state_dict(content.get('state_dict', content), strict=False).unexpected_keys
     if unused:
-        print(f'note: {len(unused)} tensors of {path} have no place in this config: {unused[0]}, …', file=sys.stderr)
+        print(f'note: {len(unused)} tensors of {path} are not in the model and unused: {unused[0]}, …', file=sys.stderr)
     return content

@@ -264,9 +264,9 @@ def test_a_shard_is_asked_for_by_its_encoded_name(
     ('index', 'what'),
     [
         ('<html>Sign in</html>', 'is no index of shards'),
-        ('{"weight_map": {"norm.bias": "../a.pth"}}', "lists '../a.pth', which is no file beside it"),
-        ('{"weight_map": {"norm.bias": ""}}', "lists '', which is no file beside it"),
-        ('{"weight_map": {"norm.bias": "index.json"}}', "lists 'index.json', which is no file beside it"),
+        ('{"weight_map": {"norm.bias": "../a.pth"}}', "lists '../a.pth', which is not a file beside it"),
+        ('{"weight_map": {"norm.bias": ""}}', "lists '', which is not a file beside it"),
+        ('{"weight_map": {"norm.bias": "index.json"}}', "lists 'index.json', which is not a file beside it"),
     ],
 )
 def test_a_wrong_index_is_not_kept(site: str, web: type[FileServer], cache: Path, index: str, what: str) -> None:

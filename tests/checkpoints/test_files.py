@@ -158,7 +158,7 @@ def test_only_files_beside_an_index_can_be_its_shards(tmp_path: Path, name: Any)
         save(folder / 'a.bin')
     index = below / 'model.index.json'
     index.write_text(json.dumps({'weight_map': dict.fromkeys(WEIGHTS, name)}))
-    assert refusal(index) == f'checkpoint {index} lists {name!r}, which is no file beside it'
+    assert refusal(index) == f'checkpoint {index} lists {name!r}, which is not a file beside it'
 
 
 @pytest.mark.parametrize('name', ['a\nb.bin', 'a\0b.bin', '\ud800.bin'], ids=ascii)
@@ -187,9 +187,9 @@ def test_what_is_no_index_is_refused(tmp_path: Path, text: str) -> None:
     save(tmp_path / 'a.bin')
     index = tmp_path / 'model.index.json'
     index.write_text(text)
-    assert f'{index} is no index of shards: ' in refusal(index)
+    assert f'{index} is not an index of shards: ' in refusal(index)
 
 
 def test_an_index_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'a.json').write_bytes(b'\xff\xfe\x00')
-    assert 'is no index of shards: UnicodeDecodeError' in refusal(tmp_path / 'a.json')
+    assert 'is not an index of shards: UnicodeDecodeError' in refusal(tmp_path / 'a.json')

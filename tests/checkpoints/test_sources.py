@@ -376,7 +376,7 @@ def test_shards_come_from_the_folder_and_revision_of_their_index(hub: type[_Hub]
 
 def test_an_index_cannot_reach_out_of_its_repository(hub: type[_Hub]) -> None:
     hub.files['a/b@main/model.safetensors.index.json'] = b'{"weight_map": {"norm.bias": "../../x.bin"}}'
-    assert "lists '../../x.bin', which is no file beside it" in refusal('hf://a/b')
+    assert "lists '../../x.bin', which is not a file beside it" in refusal('hf://a/b')
     assert not any('x.bin' in request for request in hub.asked)
 
 

@@ -97,7 +97,7 @@ def test_with_nothing_to_resume_the_run_starts_from_pretrained_weights(
     assert not cfg.get('resume')
     assert not cfg.get('load_from')
     assert cfg.model.backbone.init_cfg.checkpoint == 'x'
-    assert f'nothing to resume in {work_dir}: starting afresh' in capsys.readouterr().err
+    assert f'nothing to resume in {work_dir}: starting from scratch' in capsys.readouterr().err
 
 
 class Detector(nn.Module):

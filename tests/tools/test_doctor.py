@@ -493,7 +493,7 @@ def test_data_in_cocos_format(coco: Path) -> None:
     content = json.loads((coco / 'train.json').read_text())
     write_coco(coco, annotations=[*content['annotations'], content['annotations'][0] | dict(id=2, area=0)])
     told = only(doctor.check_data(detector(coco), 'c.py', 'train')).text
-    assert told.endswith('annotations left out, for their area is 0 or a side of their box is below a pixel: 1')
+    assert told.endswith('annotations skipped because their area is 0 or a side of their box is below a pixel: 1')
 
 
 BREAK_COCO: dict[str, tuple[Callable[[Path], object], str]] = {

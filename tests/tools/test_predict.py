@@ -189,7 +189,7 @@ def test_a_detector_without_masks_predicts_boxes(
     assert len(predictions) == 4
     assert all('segmentation' not in entry for entry in predictions)
     (note,) = errors(capsys)
-    assert re.match(r'note: \d+ tensors of .* have no place in this config: roi_head.mask_head', note)
+    assert re.match(r'note: \d+ tensors of .* are not in the model and unused: roi_head.mask_head', note)
 
 
 def test_a_segmentor_writes_label_maps_and_shares(tool: Callable, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def broken(photo: Path) -> dict[str, Path]:
         (['photo', '--arch', 'cvt-13', '--checkpoint', 'nope'], "checkpoint 'nope' is neither a file nor a known name"),
         (['photo', '--arch', 'cvt-13', '--checkpoint', 'cvt-tiny-shapes'], 'does not fit the model'),
         (['photo', '--config', 'nope.py'], 'config nope.py does not exist'),
-        (['photo', '--config', 'resnet'], 'has a backbone of type ResNet, and this tool looks into CvT'),
+        (['photo', '--config', 'resnet'], 'has a backbone of type ResNet, and this tool inspects CvT'),
         (['photo', '--config', 'depth'], 'takes 4 channels, and pictures have 3'),
         (['photo', '--config', 'wrong'], 'cannot be built: window_size must hold'),
     ],

@@ -195,7 +195,7 @@ class CvTTrunk(nn.Module):
             other images alone unless BatchNorm normalises by the batch.
 
         Raises:
-            TypeError: If the input is no tensor.
+            TypeError: If the input is not a tensor.
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         check_images(x, self.in_channels)

@@ -87,8 +87,8 @@ class CvT(CvTTrunk, BaseModule):
         """Initialise as ``init_cfg`` says; a pre-trained checkpoint covers the whole trunk or is refused.
 
         Raises:
-            CheckpointError: If the checkpoint is not found, cannot be read or does not fit, or ``init_cfg`` names none or
-                has unknown keys; the message says why.
+            CheckpointError: If the checkpoint is not found, cannot be read or does not fit, or ``init_cfg`` names none
+                or has unknown keys; the message says why.
         """
         given = self.init_cfg
         initialization = read_init_cfg(given)

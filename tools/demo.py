@@ -19,12 +19,12 @@ cli.need('mmengine', 'matplotlib', 'skimage')  # before the imports that would e
 
 import cv2
 import numpy as np
-from make_shapes import CLASSES, ShapesError, make_dataset
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from cvt_dense.apis import Output, Predictor
 from cvt_dense.apis.output import write_image
 from cvt_dense.datasets.paths import check_data
+from cvt_dense.datasets.shapes import CLASSES, ShapesError, make_dataset
 from cvt_dense.engine import launch
 from cvt_dense.errors import UserError
 from cvt_dense.visualization.curves import last_metric, read_history

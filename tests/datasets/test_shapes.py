@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import make_shapes as shapes
 import numpy as np
 import pytest
 from paths import ROOT
 from PIL import Image
 from pycocotools.coco import COCO
+
+from cvt_dense.datasets import shapes
 
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning:pycocotools.*')
 

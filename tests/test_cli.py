@@ -21,7 +21,7 @@ def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple
     return exit_.value.code, capsys.readouterr().err.splitlines()
 
 
-def raising(error: Exception) -> Callable[[], None]:
+def raising(error: BaseException) -> Callable[[], None]:
     def main() -> None:
         raise error
 
@@ -45,6 +45,10 @@ def test_a_refused_pickle_exits_with_2_and_one_line(capsys: pytest.CaptureFixtur
 def test_an_empty_unpickling_error_exits_with_2_too(capsys: pytest.CaptureFixture[str]) -> None:
     code, lines = ended(raising(pickle.UnpicklingError()), capsys)
     assert (code, len(lines)) == (2, 1)
+
+
+def test_ctrl_c_exits_with_130_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(raising(KeyboardInterrupt()), capsys) == (130, ['interrupted'])
 
 
 def test_a_bug_is_not_hidden() -> None:

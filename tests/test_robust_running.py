@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from make_shapes import main as make_shapes
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
@@ -30,6 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cvt_dense.checkpoints.unpickling import mmengine_types
+from cvt_dense.datasets.shapes_files import make_dataset
 from cvt_dense.engine import launch
 from cvt_dense.engine.divergence import first_invalid
 from cvt_dense.engine.interruption import INTERRUPTED, Interrupted, Signals, signals
@@ -70,7 +70,7 @@ def _no_signal() -> Iterator[None]:
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('data') / 'shapes'
-    assert make_shapes(['--out', str(folder), '--train', '8', '--val', '4', '--size', '64']) == 0
+    make_dataset(folder, train=8, val=4, size=64)
     return folder
 
 

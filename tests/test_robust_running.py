@@ -447,7 +447,7 @@ def test_interruptions_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """A few here; KILL_CYCLES=200 for as many."""
     command = [sys.executable, str(ROOT / 'tests/kill_and_resume.py'), '--out', str(tmp_path / 'out')]
     command += ['--cycles', os.environ.get('KILL_CYCLES', '5')]
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tools')]), OMP_NUM_THREADS='1')
+    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert 'lost nothing' in result.stdout
@@ -538,7 +538,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_one_line(shapes: Path, tmp_path: Path) -> None:
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = str(taken.getsockname()[1])
-        code = 'from cvt_dense import launch\nimport torch\n'
+        code = 'from cvt_dense.engine import launch\nimport torch\n'
         code += "launch.run(lambda: torch.distributed.init_process_group('gloo'))"
         env = os.environ | dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
         result = subprocess.run(

@@ -41,7 +41,7 @@ def need(*modules: str) -> None:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command-line tool's ``main`` and exit: 0, or 2 with one line on stderr for a user's mistake."""
+    """Run a command-line tool's ``main`` and exit: 0, or with one line on stderr 2 for a mistake and 130 for Ctrl-C."""
     try:
         main()
     except UserError as error:
@@ -51,6 +51,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except OSError as error:  # no permission, no space left, a file where a folder should be
         where = f': {error.filename}' if error.filename else ''
         sys.exit(_fail(f'{error.strerror or reason(error)}{where}'))
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)  # as shells do for a process that Ctrl-C ends
     sys.exit(0)
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import mmseg.apis  # noqa: F401  what a run imports
 import torch
-from make_shapes import main as make_shapes
 
+from cvt_dense.datasets.shapes_files import make_dataset
 from cvt_dense.engine import launch  # noqa: F401  likewise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     draw = random.Random(args.seed)
     args.out.mkdir(parents=True)
-    make_shapes(['--out', str(args.out / 'shapes'), '--train', '8', '--val', '4', '--size', '64'])
+    make_dataset(args.out / 'shapes', train=8, val=4, size=64)
     os.environ |= dict(SHAPES_ROOT=str(args.out / 'shapes'), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
 
     start = time.monotonic()

@@ -3,12 +3,8 @@ from __future__ import annotations
 import errno
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from mmengine.logging import HistoryBuffer
 
 from cvt_dense import cli
 from cvt_dense.errors import CheckpointError, UserError
@@ -21,7 +17,7 @@ def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple
     return exit_.value.code, capsys.readouterr().err.splitlines()
 
 
-def raising(error: Exception) -> Callable[[], None]:
+def raising(error: BaseException) -> Callable[[], None]:
     def main() -> None:
         raise error
 
@@ -47,6 +43,10 @@ def test_an_empty_unpickling_error_exits_with_2_too(capsys: pytest.CaptureFixtur
     assert (code, len(lines)) == (2, 1)
 
 
+def test_ctrl_c_exits_with_130_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(raising(KeyboardInterrupt()), capsys) == (130, ['interrupted'])
+
+
 def test_a_bug_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         cli.run(raising(ZeroDivisionError()))
@@ -64,11 +64,3 @@ def test_what_the_system_refuses_exits_with_2_and_one_line(
     error: OSError, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(raising(error), capsys) == (2, [line])
-
-
-def test_checkpoints_of_training_runs_are_read(tmp_path: Path) -> None:
-    history = HistoryBuffer([1.0], [1])
-    torch.save(dict(state_dict=dict(a=torch.ones(1)), message_hub=history, lr=np.float64(0.1)), tmp_path / 'a.pth')
-    assert cli.read_state_dict(str(tmp_path / 'a.pth'))['state_dict']['a'] == 1
-    with pytest.raises(CheckpointError, match='neither a file nor a known name'):
-        cli.read_state_dict(str(tmp_path / 'b.pth'))

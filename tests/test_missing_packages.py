@@ -84,12 +84,13 @@ for name in ('train', 'test', 'predict', 'demo', 'count_flops'):
 tool('convert_checkpoint', '--help')
 tool('validate_imagenet', '--help')
 tool('benchmark', '--help')
+tool('make_shapes', '--help')
 """
     out, error = run(TOOLS + code, *TOOLKITS)
     need = 'error: mmengine is not installed: pip install onedl-mmengine, or upstream mmengine (see docs/install.md)'
     for name in ('train', 'test', 'predict', 'demo', 'count_flops'):
         assert f'{name}: 2: {need}\n' in out
-    for name in ('convert_checkpoint', 'validate_imagenet', 'benchmark'):
+    for name in ('convert_checkpoint', 'validate_imagenet', 'benchmark', 'make_shapes'):
         assert f'{name}: 0: \n' in out  # they get as far as their arguments
     assert error == ''
 

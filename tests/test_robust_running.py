@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from make_shapes import main as make_shapes
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
@@ -30,6 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cvt_dense.checkpoints.unpickling import mmengine_types
+from cvt_dense.datasets.shapes_files import make_dataset
 from cvt_dense.engine import launch
 from cvt_dense.engine.divergence import first_invalid
 from cvt_dense.engine.interruption import INTERRUPTED, Interrupted, Signals, signals
@@ -70,7 +70,7 @@ def _no_signal() -> Iterator[None]:
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('data') / 'shapes'
-    assert make_shapes(['--out', str(folder), '--train', '8', '--val', '4', '--size', '64']) == 0
+    make_dataset(folder, train=8, val=4, size=64)
     return folder
 
 
@@ -447,7 +447,7 @@ def test_interruptions_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """A few here; KILL_CYCLES=200 for as many."""
     command = [sys.executable, str(ROOT / 'tests/kill_and_resume.py'), '--out', str(tmp_path / 'out')]
     command += ['--cycles', os.environ.get('KILL_CYCLES', '5')]
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tools')]), OMP_NUM_THREADS='1')
+    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert 'lost nothing' in result.stdout
@@ -538,7 +538,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_one_line(shapes: Path, tmp_path: Path) -> None:
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = str(taken.getsockname()[1])
-        code = 'from cvt_dense import launch\nimport torch\n'
+        code = 'from cvt_dense.engine import launch\nimport torch\n'
         code += "launch.run(lambda: torch.distributed.init_process_group('gloo'))"
         env = os.environ | dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
         result = subprocess.run(

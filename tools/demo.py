@@ -19,12 +19,13 @@ cli.need('mmengine', 'matplotlib', 'skimage')  # before the imports that would e
 
 import cv2
 import numpy as np
-from make_shapes import CLASSES, ShapesError, make_dataset
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from cvt_dense.apis import Output, Predictor
 from cvt_dense.apis.output import write_image
 from cvt_dense.datasets.paths import check_data
+from cvt_dense.datasets.shapes import CLASSES
+from cvt_dense.datasets.shapes_files import make_dataset
 from cvt_dense.engine import launch
 from cvt_dense.engine.config import load_config
 from cvt_dense.engine.devices import hide_gpu_without_operators
@@ -97,8 +98,8 @@ def main() -> None:
     data = out / 'shapes'
     print(f'demo 1/3: {args.train} + {args.val} scenes with {", ".join(CLASSES)} in {data}', flush=True)
     try:
-        make_dataset(data, train=args.train, val=args.val, size=SIZE, seed=0, progress=True)
-    except ShapesError as error:
+        make_dataset(data, train=args.train, val=args.val, size=SIZE, seed=0)
+    except UserError as error:
         raise UserError(f'{error} (or choose another folder with --out)') from error
     print('demo 2/3: training and evaluation', flush=True)
     runner = train(out, data, args.epochs)

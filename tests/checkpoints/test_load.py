@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden import DATA, TINY, Classifier, weights
+from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cvt_dense import CvT, CvTTrunk
-from cvt_dense.checkpoints import LoadReport, load_pretrained
+from cvt_dense.checkpoints import LoadReport, load_pretrained, read_checkpoint
 from cvt_dense.errors import CheckpointError
 
 
@@ -225,3 +227,11 @@ def test_output_norms_stay_fresh_where_the_file_has_none(tmp_path: Path, officia
 def test_a_misshapen_output_norm_is_refused(tmp_path: Path, official: dict[str, Tensor]) -> None:
     path = saved(tmp_path, official | {'norm0.weight': torch.ones(5)})
     assert 'norm0.weight is [5], not [16]' in refusal(CvT(TINY), path)
+
+
+def test_checkpoints_of_training_runs_are_read(tmp_path: Path) -> None:
+    history = HistoryBuffer([1.0], [1])
+    torch.save(dict(state_dict=dict(a=torch.ones(1)), message_hub=history, lr=np.float64(0.1)), tmp_path / 'a.pth')
+    assert read_checkpoint(str(tmp_path / 'a.pth'))['state_dict']['a'] == 1
+    with pytest.raises(CheckpointError, match='neither a file nor a known name'):
+        read_checkpoint(str(tmp_path / 'b.pth'))

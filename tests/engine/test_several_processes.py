@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 from golden import TINY
-from make_shapes import main as make_shapes
 from paths import ROOT
 from small_runs import SMALL_DETECTION
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cvt_dense import CvT
-from cvt_dense.engine.devices import wrap_cvt_blocks
+from cvt_dense.backbones.cvt import wrap_cvt_blocks
+from cvt_dense.datasets.shapes_files import make_dataset
 
 # One batch of four images a step, or two of two; nothing random, no norm that sees the batch, and plain SGD, so that
 # gradients can be read off the weights.
@@ -81,7 +81,7 @@ def train(
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    assert make_shapes(['--out', str(tmp_path / 'shapes'), '--train', '8', '--val', '5']) == 0
+    make_dataset(tmp_path / 'shapes', train=8, val=5)
     env = dict(SHAPES_ROOT=str(tmp_path / 'shapes'))
     weights, scores = [], []
     for processes, batch in ((1, 4), (2, 2)):

@@ -289,7 +289,8 @@ def test_what_the_documentation_shows_works(
     trained = Path(commands[3][commands[3].index('--checkpoint') + 1])
     trained.parent.mkdir(parents=True)
     torch.save({f'backbone.{key}': tensor for key, tensor in published.items()}, trained)
-    assert make_shapes.main(commands[0][1:]) == 0
+    monkeypatch.setattr(sys, 'argv', commands[0])
+    make_shapes.main()
     for _, *arguments in commands[1:]:
         capsys.readouterr()
         draw(monkeypatch, *arguments)

@@ -471,7 +471,7 @@ def test_without_network_what_was_had_before_is_used(
 
 _FETCH = """
 import sys
-from cvt_dense.checkpoints import CheckpointError
+from cvt_dense.errors import CheckpointError
 from cvt_dense.checkpoints.files import read
 from cvt_dense.checkpoints.sources import fetch
 for checkpoint in sys.argv[1:]:

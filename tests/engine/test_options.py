@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from small_config import CONFIG, load
+from small_config import CONFIG
 
 from cvt_dense.engine import options
 from cvt_dense.errors import UserError
@@ -27,10 +27,12 @@ def test_overrides_of_the_command_line_are_understood(tmp_path: Path) -> None:
 
 
 def test_the_launchers_rank_counts_more_than_the_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(tmp_path, local_rank=3)
+    (tmp_path / 'config.py').write_text(CONFIG)
+    given = dict(config=str(tmp_path / 'config.py'), cfg_options=None, work_dir=None, launcher='none', local_rank=3)
+    options.load_config_of(argparse.Namespace(**given))
     assert os.environ['LOCAL_RANK'] == '0'
     monkeypatch.delenv('LOCAL_RANK')
-    load(tmp_path, local_rank=3)
+    options.load_config_of(argparse.Namespace(**given))
     assert os.environ['LOCAL_RANK'] == '3'
 
 

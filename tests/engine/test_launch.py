@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +14,6 @@ from small_config import CONFIG, load, message
 
 from cvt_dense.engine import launch, run_checkpoints
 from cvt_dense.errors import UserError
-
-
-def parse(config: str, **settings: Any) -> argparse.Namespace:
-    defaults = dict(cfg_options=None, work_dir=None, launcher='none', local_rank=0)
-    return argparse.Namespace(**(dict(config=config) | defaults | settings))
 
 
 def test_settings_that_nothing_can_be_built_from_are_one_line(tmp_path: Path) -> None:

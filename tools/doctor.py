@@ -156,12 +156,19 @@ def check_memory(cfg: Config, config: str) -> Iterator[Result]:
 
     Measured steps took more than the estimate (see :mod:`cvt_dense.analysis.memory`), so this may warn and never fails.
     """
+    try:
+        yield compare_memory(cfg, config)
+    except Exception as error:  # on tensors without values, a model's code can raise anything
+        yield Result(NOTE, f'not estimated: {in_a_line(error)}')
+
+
+def compare_memory(cfg: Config, config: str) -> Result:
+    """Compare the estimate with what is free; if it looks too much, name options that need less."""
     from cvt_dense.analysis.memory import estimate_memory
 
     estimate = estimate_memory(cfg)
     if estimate is None:
-        yield Result(NOTE, 'not estimated: the config does not say how large its images are')
-        return
+        return Result(NOTE, 'not estimated: the config does not say how large its images are')
     available, kind = machine.available_memory()
     needed = estimate.total + OVERHEAD
     parts = (
@@ -175,11 +182,10 @@ def check_memory(cfg: Config, config: str) -> Iterator[Result]:
         f'are free ({estimate.batch_size} images of {estimate.size[0]}x{estimate.size[1]}; {parts}{least}); an '
         'estimate only, which was 0.6 to 0.9 of what measured steps took'
     )
-    if needed > SAFE * available:
-        options = options_for_memory(cfg, int(SAFE * available))
-        yield Result(NOTE, f'{text}; if memory runs out: {PYTHON} tools/train.py {config} {options}')
-    else:
-        yield Result(NOTE if estimate.left_out else OK, text)
+    if needed <= SAFE * available:
+        return Result(NOTE if estimate.left_out else OK, text)
+    options = options_for_memory(cfg, int(SAFE * available))
+    return Result(NOTE, f'{text}; if memory runs out: {PYTHON} tools/train.py {config} {options}')
 
 
 def options_for_memory(cfg: Config, available: int) -> str:

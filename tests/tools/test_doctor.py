@@ -645,8 +645,15 @@ def test_memory_that_looks_too_small_is_a_note_with_options(
     assert ('batch_size=1, with smaller images' in line) == (gib == 1)
 
 
-def test_memory_without_a_size_of_images_is_not_estimated(coco: Path) -> None:
-    assert only(doctor.check_memory(detector(coco), 'c.py')).status == NOTE
+def test_memory_that_cannot_be_estimated_is_a_note(coco: Path) -> None:
+    cfg = detector(coco)
+    result = only(doctor.check_memory(cfg, 'c.py'))
+    assert result.status == NOTE
+    assert result.text == 'not estimated: the config does not say how large its images are'
+    cfg.model.data_preprocessor = dict(size=(64, 64))
+    result = only(doctor.check_memory(cfg, 'c.py'))
+    assert result.status == NOTE
+    assert result.text.startswith('not estimated: KeyError'), 'its model has no type'
 
 
 def test_a_rate_for_another_batch_is_worth_a_note(coco: Path) -> None:

@@ -18,3 +18,17 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ImageDraw.ImageDraw, 'text', note)
     return written
+
+
+@pytest.fixture
+def filled(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rectangles that are filled, as left, top, right, bottom, in order: of instances, those of their labels."""
+    boxes: list[list[int]] = []
+    draw = ImageDraw.ImageDraw.rectangle
+
+    def note(self: ImageDraw.ImageDraw, xy: Any, **options: Any) -> None:
+        boxes.append(list(xy))
+        draw(self, xy, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, 'rectangle', note)
+    return boxes

@@ -1,11 +1,12 @@
-"""How much memory a training step of a config takes, estimated without computing anything.
+"""An estimate of the memory that a training step of a config takes. Nothing is computed.
 
 The model is built and run on PyTorch's fake tensors, which have shapes and no values, and the tensors that live at one
 time are counted, forward and backward, attention's included.
 
-Held against the growth of a process over two real steps on a CPU, in float32 unless said, the estimate was 0.89 of what
-was measured for UperNet with CvT-13 (0.91 in bfloat16), 0.80 for Mask R-CNN with CvT-13, 0.68 for RetinaNet, whose loss
-makes many copies there, and for the demo's small models 0.6 to 0.7, or 0.15 GiB less. On a GPU it was not measured.
+It is too low. Compared with the growth of a process over two real steps on a CPU, in float32 unless said, the estimate
+was 0.89 of the measurement for UperNet with CvT-13 (0.91 in bfloat16), 0.80 for Mask R-CNN with CvT-13, 0.68 for
+RetinaNet, whose loss makes many copies, and for the demo's small models 0.6 to 0.7, or 0.15 GiB less. On a GPU it was
+not compared.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 
 from ..errors import UserError
-from ..visualization.painter import Instances
+from ..visualization.painter import Instances, write_image
 from .predictor import Item, Predictor
 
 #: Numbers up to 90 that COCO's 80 classes leave out.
@@ -66,8 +66,7 @@ class Output:
             (self.folder / 'predictions.json').write_text(json.dumps(in_order))
 
     def _add_instances(self, item: Item, instances: BaseDataElement) -> np.ndarray:
-        kept = instances[instances.scores >= self._threshold].cpu().numpy()
-        found = Instances(kept.bboxes, kept.labels, kept.scores, kept.get('masks'))
+        found = Instances.of(instances[instances.scores >= self._threshold])
         for i, label in enumerate(found.labels.tolist()):
             x1, y1, x2, y2 = (round(value, 2) for value in found.boxes[i].tolist())
             self._instances.append(
@@ -115,14 +114,6 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {'size': list(encoded['size']), 'counts': encoded['counts'].decode()}
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write a PNG or a JPEG, by the suffix, and the folders that it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Full colour resolution: half of it blurs small letters.
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    path.write_bytes(cv2.imencode(path.suffix, image, options if path.suffix == '.jpg' else [])[1].tobytes())
 
 
 def make_even(picture: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What shows how a training run is doing, written while it goes on: curves, and predictions on the same few images.
 
-A picture that cannot be drawn is a warning, never the end of a run.
+A picture that cannot be drawn is a warning, never the end of a run. What draws is imported with the first picture:
+registering the hooks needs mmengine only.
 """
 
 from __future__ import annotations
@@ -10,20 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import Logger
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-import torch
 from mmengine.dist import is_main_process, master_only
-from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import BaseDataElement
 from mmengine.visualization import LocalVisBackend
 
-_SIDES = 512, 800  # pixels: smaller images are enlarged so that labels can be read, larger ones shrunk
+if TYPE_CHECKING:
+    from .painter import Painter
 
 
 @HOOKS.register_module()
@@ -72,8 +70,8 @@ class SamplesHook(Hook):
     """Draws predictions beside the ground truth on a few validation images, the same ones each time.
 
     The pictures go to ``samples/epoch_N`` or ``samples/iter_N`` in the work directory and to the visualizer's backends
-    other than the local one, such as TensorBoard. They are drawn by the visualizer of the toolkit, in which the left
-    half is the ground truth, from what evaluation predicts anyway.
+    other than the local one, such as TensorBoard. The left half is the ground truth, the right half what evaluation
+    predicts anyway.
 
     Args:
         interval: Evaluations from one set of pictures to the next; the last one of a run has a set too. 0: no pictures.
@@ -85,6 +83,7 @@ class SamplesHook(Hook):
     def __init__(self, interval: int = 1, count: int = 4) -> None:
         self.interval = interval
         self.count = count
+        self._painter: Painter | None = None
         self._wanted: set[int] = set()
         self._seen = 0
 
@@ -93,6 +92,10 @@ class SamplesHook(Hook):
         self._wanted, self._seen = set(), 0
         with _warning_of_failure('samples', runner.logger):
             if is_main_process() and self._is_due(runner):
+                from .painter import Painter
+
+                meta = runner.visualizer.dataset_meta or {}
+                self._painter = Painter(meta.get('classes') or (), meta.get('palette'))
                 total = len(runner.val_dataloader.sampler)
                 self._wanted = {i * total // self.count for i in range(self.count)}
 
@@ -109,55 +112,21 @@ class SamplesHook(Hook):
         for place, sample in enumerate(outputs, start=self._seen):
             if place in self._wanted:
                 with _warning_of_failure('a sample', runner.logger):
-                    _draw_sample(runner, sample)
+                    _draw_sample(runner, sample, self._painter)
         self._seen += len(outputs)
 
 
-def _draw_sample(runner: Runner, sample: BaseDataElement) -> None:
+def _draw_sample(runner: Runner, sample: BaseDataElement, painter: Painter) -> None:
+    from .painter import write_image
+    from .samples import draw_sample
+
+    picture = draw_sample(sample, painter)
     unit, step = _progress(runner)
     name = Path(sample.img_path).stem
-    path = Path(runner.work_dir) / 'samples' / f'{unit}_{step}' / f'{name}.png'
-    image = cv2.imdecode(np.frombuffer(get(sample.img_path), np.uint8), cv2.IMREAD_COLOR_RGB)
-    scale = np.clip(max(image.shape), *_SIDES) / max(image.shape)
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    with _fixed_numpy_seed():
-        runner.visualizer.add_datasample(name, image, _resized(sample, image.shape[:2]), out_file=str(path))
-    picture = _with_titles(cv2.imread(str(path)))
-    cv2.imwrite(str(path), picture)
+    write_image(Path(runner.work_dir) / 'samples' / f'{unit}_{step}' / f'{name}.png', picture)
     for backend in runner.visualizer._vis_backends.values():
         if not isinstance(backend, LocalVisBackend):  # which would write it a second time
             backend.add_image(f'samples/{name}', picture[..., ::-1], step)
-
-
-def _resized(sample: BaseDataElement, shape: tuple[int, int]) -> BaseDataElement:
-    """What is drawn of a sample of mmdet or mmseg, for its image at another size."""
-    resized = sample.new()
-    for name in ('gt_instances', 'pred_instances'):
-        if name in sample:
-            instances = sample.get(name).new()
-            instances.bboxes = instances.bboxes * (shape[0] / sample.ori_shape[0])
-            if 'masks' in instances:
-                instances.masks = _resized_masks(instances.masks, shape)
-            setattr(resized, name, instances)
-    for name in ('gt_sem_seg', 'pred_sem_seg'):
-        if name in sample:
-            setattr(resized, name, PixelData(data=_resized_masks(sample.get(name).data, shape)))
-    return resized
-
-
-def _resized_masks(masks: Any, shape: tuple[int, int]) -> Any:
-    """Masks or label maps, ``(N, H, W)`` tensors or mmdet's structures, at another height and width."""
-    if not isinstance(masks, torch.Tensor):
-        return masks.resize(shape)
-    rows, columns = (torch.arange(new) * old // new for old, new in zip(masks.shape[1:], shape))
-    return masks[:, rows[:, None], columns]
-
-
-def _with_titles(picture: np.ndarray) -> np.ndarray:
-    titled = cv2.copyMakeBorder(picture, 28, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255,) * 3)
-    for title, left in (('ground truth', 0), ('prediction', picture.shape[1] // 2)):
-        cv2.putText(titled, title, (left + 6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
-    return titled
 
 
 def _progress(runner: Runner) -> tuple[str, int]:
@@ -165,17 +134,6 @@ def _progress(runner: Runner) -> tuple[str, int]:
     if isinstance(runner.train_loop, EpochBasedTrainLoop):
         return 'epoch', runner.epoch
     return 'iter', runner.iter
-
-
-@contextmanager
-def _fixed_numpy_seed() -> Iterator[None]:
-    """Let mmdet, which jitters colours at random, draw the same ones every time and leave the run's generator alone."""
-    state = np.random.get_state()
-    np.random.seed(0)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 @contextmanager

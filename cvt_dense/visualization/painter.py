@@ -1,24 +1,35 @@
-"""Draw predictions: masks, boxes and labels of instances, or a label map with a legend, legible on any background."""
+"""Draw predictions and ground truth, legible on any background.
+
+Of instances that is masks, boxes and labels; of label maps the map and a legend.
+"""
 
 from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+if TYPE_CHECKING:
+    from mmengine.structures import InstanceData
+
 #: Pictures of images whose longer side is shorter are enlarged: labels would hide what they name.
 MIN_SIDE = 480
+#: Of the titles above pictures that are joined, in pixels.
+TITLE_HEIGHT = 28
 
 _DARK = (20, 20, 20)
+_GREY = (160, 160, 160)
+_WHITE = (255, 255, 255)
 _MASK_OPACITY = 0.4
 _MAP_OPACITY = 0.55
 
@@ -27,23 +38,38 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Instances:
-    """What was found in an image of H by W pixels.
+    """Objects in an image of H by W pixels.
 
     Attributes:
         boxes: ``(N, 4)`` of x1, y1, x2, y2 in pixels.
         labels: ``(N,)`` of class indices.
-        scores: ``(N,)`` from 0 to 1.
+        scores: ``(N,)`` from 0 to 1, None for ground truth.
         masks: ``(N, H, W)`` of bool, None for a detector without masks.
+        ignored: ``(N,)`` of bool, ground truth that evaluation ignores (crowds); None if it ignores none.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
-    scores: np.ndarray
-    masks: np.ndarray | None
+    scores: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    ignored: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, data: InstanceData) -> Instances:
+        """Take them from mmdet: tensors on any device, or mmdet's own structures of boxes and masks."""
+        data = data.numpy()
+        boxes, masks = data.bboxes, data.get('masks')
+        return cls(
+            boxes=np.asarray(getattr(boxes, 'tensor', boxes)),
+            labels=data.labels,
+            scores=data.get('scores'),
+            masks=masks.to_ndarray().astype(bool) if hasattr(masks, 'to_ndarray') else masks,
+            ignored=data.get('ignored'),
+        )
 
 
 class Painter:
-    """Draws predictions of one set of classes.
+    """Draws objects and label maps of one set of classes.
 
     Args:
         classes: Their names, in the order of the labels.
@@ -68,7 +94,7 @@ class Painter:
         return round(255 * red), round(255 * green), round(255 * blue)
 
     def draw_instances(self, image: np.ndarray, found: Instances) -> np.ndarray:
-        """Draw masks, boxes, and labels with scores.
+        """Draw masks, boxes, and labels with scores: the surest on top, without scores the smallest.
 
         Args:
             image: ``(H, W, 3)`` of uint8, BGR.
@@ -79,25 +105,38 @@ class Painter:
         """
         zoom = _zoom(image)
         picture = _enlarge(image, zoom)
-        surest_last = np.argsort(found.scores, kind='stable')
+        keys = [self._instance_key(found, i) for i in range(len(found.labels))]
+        rank = -np.prod(found.boxes[:, 2:] - found.boxes[:, :2], axis=1) if found.scores is None else found.scores
+        order = np.argsort(rank, kind='stable')
         if found.masks is not None:
-            for i in surest_last:
-                _draw_mask(picture, found.masks[i], zoom, self.color(int(found.labels[i])))
+            for i in order:
+                _draw_mask(picture, found.masks[i], zoom, keys[i][1])
         width = _line_width(picture)
         boxes = np.round(found.boxes * zoom).astype(int)
-        for i in surest_last:
+        for i in order:
             # A dark rim shows lines on a background of their own colour.
-            for shade, line in ((_DARK, width + 2), (self.color(int(found.labels[i]))[::-1], width)):
+            for shade, line in ((_DARK, width + 2), (keys[i][1][::-1], width)):
                 cv2.rectangle(picture, boxes[i, :2].tolist(), boxes[i, 2:].tolist(), shade, line)
-        return self._draw_labels(picture, boxes, found, surest_last[::-1])
+        return _draw_labels(picture, [(boxes[i], *keys[i]) for i in order[::-1]])
 
-    def draw_label_map(self, image: np.ndarray, labels: np.ndarray, fixed_size: bool = False) -> np.ndarray:
+    def _instance_key(self, found: Instances, i: int) -> tuple[str, Color]:
+        """The label and the colour of an instance."""
+        label = int(found.labels[i])
+        if found.ignored is not None and found.ignored[i]:
+            return f'{self.name(label)} (ignored)', _GREY
+        score = '' if found.scores is None else f' {found.scores[i]:.2f}'
+        return self.name(label) + score, self.color(label)
+
+    def draw_label_map(
+        self, image: np.ndarray, labels: np.ndarray, fixed_size: bool = False, unlabelled: int | None = None
+    ) -> np.ndarray:
         """Blend an image with its label map, and put a legend of the classes in it on the right, the largest first.
 
         Args:
             image: ``(H, W, 3)`` of uint8, BGR.
             labels: ``(H, W)`` of class indices.
             fixed_size: Let the size not depend on what occurs, as a video needs it: rows that do not fit are left out.
+            unlabelled: The label of pixels that belong to no class, where the image is shown as it is.
 
         Returns:
             ``(h, w, 3)`` of uint8, BGR: the image, enlarged if it is small, and the legend.
@@ -106,53 +145,67 @@ class Painter:
         picture = _enlarge(image, zoom)
         large = np.repeat(np.repeat(labels, zoom, 0), zoom, 1).astype(np.uint16)
         colors = np.array([self.color(i)[::-1] for i in range(int(labels.max()) + 1)], np.uint8)
-        picture = cv2.addWeighted(picture, 1 - _MAP_OPACITY, colors[large], _MAP_OPACITY, 0)
+        tinted = cv2.addWeighted(picture, 1 - _MAP_OPACITY, colors[large], _MAP_OPACITY, 0)
+        picture = tinted if unlabelled is None else np.where((large == unlabelled)[..., None], picture, tinted)
         # Neighbours may have colours that are hard to tell apart.
         picture[cv2.morphologyEx(large, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0] = _DARK
-        legend = self._legend(labels, picture.shape[0], _font_size(picture), fixed_size)
+        legend = self._legend(labels, picture.shape[0], _font_size(picture), fixed_size, unlabelled)
         below = ((0, max(0, legend.shape[0] - picture.shape[0])), (0, 0), (0, 0))
         return np.hstack([np.pad(picture, below, constant_values=255), legend])
 
-    def _draw_labels(
-        self, picture: np.ndarray, boxes: np.ndarray, found: Instances, surest_first: np.ndarray
+    def _legend(
+        self, labels: np.ndarray, height: int, font_size: int, fixed_size: bool, unlabelled: int | None
     ) -> np.ndarray:
-        canvas = Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-        draw = ImageDraw.Draw(canvas)
-        font = _font(_font_size(picture))
-        margin = font.size // 4
-        placed: list[tuple[int, int, int, int]] = []
-        for i in surest_first:
-            label = int(found.labels[i])
-            text = f'{self.name(label)} {found.scores[i]:.2f}'
-            size = math.ceil(font.getlength(text)) + 2 * margin, sum(font.getmetrics()) + margin
-            x, y = _place(boxes[i], size, placed, canvas.size)
-            placed.append((x, y, x + size[0], y + size[1]))
-            draw.rectangle(placed[-1], fill=self.color(label), outline=_DARK)
-            draw.text((x + margin, y + margin // 2), text, font=font, fill=_readable_on(self.color(label)))
-        return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
-
-    def _legend(self, labels: np.ndarray, height: int, font_size: int, fixed_size: bool) -> np.ndarray:
         """``(h, w, 3)`` of uint8, BGR; h is at least ``height``, and both depend on what occurs unless fixed."""
         present, pixels = np.unique(labels, return_counts=True)
         largest_first = np.argsort(-pixels, kind='stable')
         font = _font(font_size)
         row = round(1.5 * font_size)
-        rows = [(int(present[i]), pixels[i] / labels.size) for i in largest_first]
+        keys = {int(label): (self.name(int(label)), self.color(int(label))) for label in present}
+        if unlabelled in keys:
+            keys[unlabelled] = 'unlabelled', _WHITE
+        rows = [(*keys[int(present[i])], pixels[i] / labels.size) for i in largest_first]
         fitting = max(1, (height - row // 2) // row)
         hidden = len(rows) - fitting + 1 if fixed_size and len(rows) > fitting else 0
         rows = rows[: len(rows) - hidden]
-        names = [self.name(label) for label, _ in rows] + (self.classes if fixed_size else [])
+        names = [name for name, _, _ in rows] + (self.classes if fixed_size else [])
         width = math.ceil(max(font.getlength(f'{name} 100.0%') for name in names)) + 3 * font_size
         canvas = Image.new('RGB', (width, max(height, row * (len(rows) + bool(hidden)) + row // 2)), 'white')
         draw = ImageDraw.Draw(canvas)
-        for y, (label, share) in zip(count(row // 2, row), rows):
+        for y, (name, color, share) in zip(count(row // 2, row), rows):
             box = (font_size // 2, y, round(1.5 * font_size), y + font_size)
-            draw.rectangle(box, fill=self.color(label), outline=_DARK)
-            draw.text((2 * font_size, y - font_size // 8), f'{self.name(label)} {share:.1%}', font=font, fill=_DARK)
+            draw.rectangle(box, fill=color, outline=_DARK)
+            draw.text((2 * font_size, y - font_size // 8), f'{name} {share:.1%}', font=font, fill=_DARK)
         if hidden:
             y = row // 2 + row * len(rows)
             draw.text((2 * font_size, y - font_size // 8), f'{hidden} more', font=font, fill=_DARK)
         return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
+
+
+def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Join pictures from left to right, each below its title and in as much room as the largest one takes.
+
+    Args:
+        pictures: ``(h, w, 3)`` of uint8, BGR, by title.
+
+    Returns:
+        ``(h, w, 3)`` of uint8, BGR.
+    """
+    height, width = np.max([picture.shape[:2] for picture in pictures.values()], axis=0).tolist()
+    canvas = Image.new('RGB', (width * len(pictures), TITLE_HEIGHT + height), 'white')
+    draw = ImageDraw.Draw(canvas)
+    for left, (title, picture) in zip(count(0, width), pictures.items()):
+        draw.text((left + TITLE_HEIGHT // 4, TITLE_HEIGHT // 8), title, font=_font(TITLE_HEIGHT * 2 // 3), fill=_DARK)
+        canvas.paste(Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)), (left, TITLE_HEIGHT))
+    return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write a PNG or a JPEG, by the suffix, and the folders that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Full colour resolution: half of it blurs small letters.
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    path.write_bytes(cv2.imencode(path.suffix, image, options if path.suffix == '.jpg' else [])[1].tobytes())
 
 
 def _draw_mask(picture: np.ndarray, mask: np.ndarray, zoom: int, color: Color) -> None:
@@ -168,6 +221,22 @@ def _draw_mask(picture: np.ndarray, mask: np.ndarray, zoom: int, color: Color) -
     width = _line_width(picture)
     for shade, line in ((_DARK, width + 2), (color[::-1], width)):
         cv2.drawContours(picture, contours, -1, shade, line, offset=(x * zoom, y * zoom))
+
+
+def _draw_labels(picture: np.ndarray, labelled: Sequence[tuple[np.ndarray, str, Color]]) -> np.ndarray:
+    """Draw labels, each given by its box, text and colour; the first ones have the first choice of place."""
+    canvas = Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    draw = ImageDraw.Draw(canvas)
+    font = _font(_font_size(picture))
+    margin = font.size // 4
+    placed: list[tuple[int, int, int, int]] = []
+    for box, text, color in labelled:
+        size = math.ceil(font.getlength(text)) + 2 * margin, sum(font.getmetrics()) + margin
+        x, y = _place(box, size, placed, canvas.size)
+        placed.append((x, y, x + size[0], y + size[1]))
+        draw.rectangle(placed[-1], fill=color, outline=_DARK)
+        draw.text((x + margin, y + margin // 2), text, font=font, fill=_readable_on(color))
+    return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
 
 
 def _place(
@@ -208,7 +277,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _readable_on(color: Color) -> Color:
     red, green, blue = color
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else _WHITE
 
 
 def _color(entry: Sequence[int]) -> Color:

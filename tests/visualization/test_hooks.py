@@ -4,6 +4,7 @@ import atexit
 import json
 import logging
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,53 +17,49 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 from mmseg.structures import SegDataSample
-from mmseg.visualization import SegLocalVisualizer
+from paths import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cvt_dense.visualization import hooks as watching
+from cvt_dense.visualization import hooks
 from cvt_dense.visualization.hooks import CurvesHook, SamplesHook
+from cvt_dense.visualization.painter import TITLE_HEIGHT
 
 HEIGHT, WIDTH = 24, 40
 CLASSES = dict(classes=('cat', 'dog'), palette=[(255, 0, 0), (0, 255, 0)])
-Sampler = Callable[[Path, int], BaseDataElement]
+Sampler = Callable[[Path], BaseDataElement]
 
 
-def write_image(folder: Path, height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
-    path = folder / f'image_{height}.png'
-    cv2.imwrite(str(path), np.full((height, width, 3), 128, np.uint8))
-    return dict(img_path=str(path), ori_shape=(height, width))
+def write_image(folder: Path) -> dict[str, Any]:
+    cv2.imwrite(str(folder / 'image.png'), np.full((HEIGHT, WIDTH, 3), 128, np.uint8))
+    return dict(img_path=str(folder / 'image.png'), ori_shape=(HEIGHT, WIDTH))
 
 
-def detection(folder: Path, found: int = 2) -> DetDataSample:
-    """Two true instances, and as many found ones as asked for, of which the second is too uncertain to be drawn."""
+def detection(folder: Path) -> DetDataSample:
+    """Two dogs, of which one is found."""
     masks = np.zeros((2, HEIGHT, WIDTH), np.uint8)
     masks[0, 2:20, 4:16], masks[1, 10:22, 20:36] = 1, 1
-    boxes = torch.tensor([[4.0, 2.0, 16.0, 20.0], [20.0, 10.0, 36.0, 22.0]])
+    boxes, labels = torch.tensor([[4.0, 2.0, 16.0, 20.0], [20.0, 10.0, 36.0, 22.0]]), torch.tensor([1, 1])
     sample = DetDataSample(metainfo=write_image(folder))
-    labels = torch.tensor([1, 1])
     sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, masks=BitmapMasks(masks, HEIGHT, WIDTH))
-    predicted = InstanceData(
-        bboxes=boxes, labels=labels, masks=torch.from_numpy(masks).bool(), scores=torch.tensor([0.9, 0.1])
-    )
-    sample.pred_instances = predicted[:found]
+    sample.pred_instances = InstanceData(bboxes=boxes[:1], labels=labels[:1], scores=torch.tensor([0.9]))
     return sample
 
 
-def segmentation(folder: Path, found: int = 1) -> SegDataSample:
+def segmentation(folder: Path) -> SegDataSample:
+    """A cat that is found as a dog."""
     truth = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.long)
-    truth[:, 10:] = 255
     sample = SegDataSample(metainfo=write_image(folder))
-    sample.gt_sem_seg, sample.pred_sem_seg = PixelData(data=truth), PixelData(data=torch.full_like(truth, found))
+    sample.gt_sem_seg, sample.pred_sem_seg = PixelData(data=truth), PixelData(data=truth + 1)
     return sample
 
 
-def visualizer(kind: type[Visualizer], folder: Path) -> Visualizer:
+def visualizer(folder: Path) -> Visualizer:
     backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
-    made = kind(vis_backends=backends, save_dir=str(folder / 'vis_data'))
+    made = Visualizer(vis_backends=backends, save_dir=str(folder / 'vis_data'))
     made.dataset_meta = CLASSES
     return made
 
@@ -74,12 +71,13 @@ def training(work_dir: Path, done: int, by_epoch: bool = True, interval: int = 1
     loop.val_interval = interval
     return SimpleNamespace(
         work_dir=str(work_dir),
-        logger=logging.getLogger('test_watching'),
+        logger=logging.getLogger('test_hooks'),
         train_loop=loop,
         epoch=done if by_epoch else 0,
         iter=done * 10 if by_epoch else done,
         max_iters=120 if by_epoch else 12,
         val_dataloader=SimpleNamespace(sampler=range(images)),
+        visualizer=visualizer(work_dir),
     )
 
 
@@ -93,7 +91,7 @@ def evaluate(hook: SamplesHook, runner: SimpleNamespace, samples: list[Any], bat
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Places of the samples that would have been drawn."""
     places: list[int] = []
-    monkeypatch.setattr(watching, '_draw_sample', lambda runner, sample: places.append(sample.place))
+    monkeypatch.setattr(hooks, '_draw_sample', lambda runner, sample, painter: places.append(sample.place))
     return places
 
 
@@ -139,58 +137,32 @@ def test_an_evaluation_without_training_has_no_pictures(tmp_path: Path, drawn: l
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
-@pytest.mark.parametrize(
-    ('kind', 'sampler'), [(DetLocalVisualizer, detection), (SegLocalVisualizer, segmentation)], ids=['mmdet', 'mmseg']
-)
+@pytest.mark.parametrize('sampler', [detection, segmentation], ids=['mmdet', 'mmseg'])
 def test_prediction_and_truth_are_written_side_by_side_and_to_tensorboard(
-    tmp_path: Path, by_epoch: bool, kind: type[Visualizer], sampler: Sampler
+    tmp_path: Path, by_epoch: bool, sampler: Sampler
 ) -> None:
     runner = training(tmp_path, 3, by_epoch, images=1)
-    runner.visualizer = visualizer(kind, tmp_path)
-    evaluate(SamplesHook(), runner, [sampler(tmp_path, 1)])
-    path = tmp_path / 'samples' / ('epoch_3' if by_epoch else 'iter_3') / f'image_{HEIGHT}.png'
+    evaluate(SamplesHook(), runner, [sampler(tmp_path)])
+    runner.visualizer.close()  # writes the last events
+    (path,) = (tmp_path / 'samples').rglob('*.png')
+    assert path == tmp_path / 'samples' / ('epoch_3' if by_epoch else 'iter_3') / 'image.png'
     picture = cv2.imread(str(path))
-    assert picture.shape == (307 + 28, 2 * 512, 3)  # 40x24 pixels enlarged, and titles
-    truth, prediction = picture[28:, :512], picture[28:, 512:]
-    assert (truth != prediction).any()
-    assert all((half != 128).any() for half in (truth, prediction))
-    assert [path.name[:6] for path in (tmp_path / 'vis_data').rglob('*') if path.is_file()] == ['events']
+    truth, prediction = np.hsplit(picture, 2)
+    assert (truth[TITLE_HEIGHT:] != prediction[TITLE_HEIGHT:]).any()
+    assert (prediction == CLASSES['palette'][1]).all(2).any(), 'the colour of dogs'
+    (events,) = (path for path in (tmp_path / 'vis_data').rglob('*') if path.is_file())
+    (shown,) = pictures_in(events, 'samples/image')
+    assert shown.step == 3
+    sent = cv2.imdecode(np.frombuffer(shown.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(sent, picture)
     assert not list(tmp_path.rglob('vis_image')), 'the local backend would write them once more'
 
 
-@pytest.mark.parametrize(
-    ('sampler', 'found'), [(detection, 0), (segmentation, 0)], ids=['no instance', 'background alone']
-)
-def test_what_finds_nothing_is_drawn_too(tmp_path: Path, sampler: Sampler, found: int) -> None:
-    runner = training(tmp_path, 1, images=1)
-    runner.visualizer = visualizer(DetLocalVisualizer if sampler is detection else SegLocalVisualizer, tmp_path)
-    evaluate(SamplesHook(), runner, [sampler(tmp_path, found)])
-    assert len(list((tmp_path / 'samples').rglob('*.png'))) == 1
-
-
-@pytest.mark.parametrize(('longest', 'expected'), [(100, 512), (600, 600), (2000, 800)])
-def test_pictures_are_of_a_size_that_can_be_looked_at(tmp_path: Path, longest: int, expected: int) -> None:
-    runner = training(tmp_path, 1, images=1)
-    runner.visualizer = visualizer(DetLocalVisualizer, tmp_path)
-    sample = DetDataSample(metainfo=write_image(tmp_path, longest // 2, longest))
-    evaluate(SamplesHook(), runner, [sample])
-    (path,) = (tmp_path / 'samples').rglob('*.png')
-    assert cv2.imread(str(path)).shape == (expected // 2 + 28, 2 * expected, 3)
-
-
-def test_boxes_masks_and_label_maps_grow_with_their_image(tmp_path: Path) -> None:
-    shape = (2 * HEIGHT, 2 * WIDTH)
-    sample = detection(tmp_path)
-    resized = watching._resized(sample, shape)
-    expected = sample.pred_instances.masks.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert torch.equal(resized.pred_instances.masks, expected)
-    np.testing.assert_array_equal(resized.gt_instances.masks.masks, expected)
-    for name in ('gt_instances', 'pred_instances'):
-        assert resized.get(name).bboxes.tolist() == [[8, 4, 32, 40], [40, 20, 72, 44]]
-    assert sample.pred_instances.masks.shape == (2, HEIGHT, WIDTH), 'evaluation has still to see them'
-    scene = segmentation(tmp_path)
-    labels = watching._resized(scene, shape).gt_sem_seg.data
-    assert torch.equal(labels, scene.gt_sem_seg.data.repeat_interleave(2, 1).repeat_interleave(2, 2))
+def pictures_in(events: Path, name: str) -> list[Any]:
+    """The pictures that TensorBoard has of a name."""
+    accumulator = EventAccumulator(str(events)).Reload()
+    assert accumulator.Tags()['images'] == [name]
+    return accumulator.Images(name)
 
 
 def test_drawing_takes_nothing_from_the_random_generators_and_looks_the_same_twice(tmp_path: Path) -> None:
@@ -200,18 +172,16 @@ def test_drawing_takes_nothing_from_the_random_generators_and_looks_the_same_twi
     pictures = []
     for seed in (1, 2):
         runner = training(tmp_path, seed, images=1)
-        runner.visualizer = visualizer(DetLocalVisualizer, tmp_path)
         np.random.seed(seed)
         before = states()
         evaluate(SamplesHook(), runner, [detection(tmp_path)])
         assert states() == before
-        pictures.append((tmp_path / 'samples' / f'epoch_{seed}' / f'image_{HEIGHT}.png').read_bytes())
+        pictures.append((tmp_path / 'samples' / f'epoch_{seed}' / 'image.png').read_bytes())
     assert pictures[0] == pictures[1]
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     runner = training(tmp_path, 1, images=2)
-    runner.visualizer = visualizer(DetLocalVisualizer, tmp_path)
     lost = detection(tmp_path)
     lost.set_metainfo(dict(img_path=str(tmp_path / 'gone.png')))
     evaluate(SamplesHook(), runner, [lost, detection(tmp_path)])
@@ -273,9 +243,9 @@ def test_without_matplotlib_that_is_said_once_and_the_run_goes_on(
     caplog: pytest.LogCaptureFixture,
     at_exit: list[Callable[[], None]],
 ) -> None:
+    hook, runner = CurvesHook(), training(tmp_path, 0)
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     monkeypatch.delitem(sys.modules, 'cvt_dense.visualization.curves', raising=False)
-    hook, runner = CurvesHook(), training(tmp_path, 0)
     hook.before_train(runner)
     hook.after_val_epoch(runner)
     hook.after_train(runner)
@@ -283,6 +253,28 @@ def test_without_matplotlib_that_is_said_once_and_the_run_goes_on(
     assert message.startswith('no curves are drawn: ')
     assert message.endswith('pip install matplotlib')
     assert at_exit == []
+
+
+def test_without_matplotlib_samples_are_one_warning_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook, runner = SamplesHook(), training(tmp_path, 1, images=2)
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    monkeypatch.delitem(sys.modules, 'cvt_dense.visualization.painter', raising=False)
+    evaluate(hook, runner, [detection(tmp_path)] * 2)
+    (message,) = caplog.messages
+    assert message.startswith('samples not drawn: ModuleNotFoundError')
+
+
+def test_registering_the_hooks_imports_nothing_that_draws() -> None:
+    code = """
+import sys, cvt_dense
+from mmengine.registry import HOOKS
+assert 'SamplesHook' in HOOKS and 'CurvesHook' in HOOKS
+print(sorted(name for name in sys.modules if name.startswith(('cvt_dense.visualization', 'matplotlib'))))
+"""
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "['cvt_dense.visualization', 'cvt_dense.visualization.hooks']\n"
 
 
 def test_curves_that_cannot_be_written_are_a_warning(

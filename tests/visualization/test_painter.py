@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from itertools import combinations
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
-from cvt_dense.visualization.painter import MIN_SIDE, Instances, Painter
+from cvt_dense.visualization.painter import MIN_SIDE, TITLE_HEIGHT, Instances, Painter, side_by_side, write_image
 
 CLASSES = ('cat', 'dog', 'Äpfel')
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -20,12 +23,16 @@ def instances(size: tuple[int, int], boxes: list[list[float]], with_masks: bool 
     return Instances(np.array(boxes, np.float32).reshape(n, 4), labels, scores, masks if with_masks else None)
 
 
-def test_colours_come_from_the_palette_or_differ() -> None:
+def test_colours_come_from_the_palette_or_are_far_apart() -> None:
     assert Painter(CLASSES, PALETTE).color(2) == (0, 0, 255)
     for palette in (None, 'random', PALETTE[:2], []):
-        colors = {Painter(CLASSES, palette).color(i) for i in range(40)}
-        assert len(colors) == 40
-        assert all(0 <= value <= 255 for color in colors for value in color)
+        painter = Painter(CLASSES, palette)
+        colors = np.array([painter.color(i) for i in range(40)])
+        assert colors.min() >= 0
+        assert colors.max() <= 255
+        assert len(np.unique(colors, axis=0)) == 40
+        assert np.abs(np.diff(colors, axis=0)).sum(1).min() > 150
+        assert painter.color(0) != PALETTE[0], 'a palette that is too short is not mixed with others'
 
 
 def test_a_label_without_a_name_gets_one() -> None:
@@ -56,34 +63,92 @@ def test_labels_and_boxes_stand_out_from_any_background(background: tuple[int, i
         grey = cv2.cvtColor(region, cv2.COLOR_BGR2GRAY).astype(int)
         return int(grey.max() - grey.min())
 
-    assert contrast(picture[80:98, 102:160]) > 70, 'the letters'
+    assert contrast(picture[83:97, 104:150]) > 120, 'the letters within the label'
     # Across the edge of the box there is its colour, a dark rim, and the background.
     across = picture[395:406, 250].astype(int)
     assert np.abs(across - np.array(background)).sum(1).max() > 200
     assert (np.abs(across - np.array(PALETTE[label][::-1])).sum(1) == 0).any()
 
 
-def test_labels_stay_in_the_picture_and_off_each_other() -> None:
+def test_labels_stay_in_the_picture_and_off_each_other(filled: list[list[int]]) -> None:
     size = (480, 480)
     boxes = [[0, 0, 60, 60], [2, 2, 62, 62], [470, 0, 480, 480], [0, 470, 480, 480], [0, 0, 480, 480]]
-    whole = Painter(('a class with a long name',) * 3, PALETTE)
+    painter = Painter(('a class with a long name',) * 3, PALETTE)
     image = np.full((*size, 3), 128, np.uint8)
-    apart = [whole.draw_instances(image, instances(size, [box], with_masks=False)) for box in boxes]
-    assert all((picture != 128).any() for picture in apart)
-    together = whole.draw_instances(image, instances(size, boxes[:2], with_masks=False))
-    # The label of the surer box is whole; the other one's went elsewhere.
-    only = apart[0]
-    assert (together[:18, 70:150] == only[:18, 70:150]).all()
-    assert (together != only).any()
+    for box in boxes:
+        painter.draw_instances(image, instances(size, [box], with_masks=False))
+    alone = filled.copy()
+    assert len(alone) == len(boxes)
+    assert all(0 <= x1 < x2 <= 480 and 0 <= y1 < y2 <= 480 for x1, y1, x2, y2 in alone)
+    filled.clear()
+    painter.draw_instances(image, instances(size, boxes[:4], with_masks=False))
+    assert filled[0] == alone[0], 'the surest has the first choice'
+    for one, other in combinations(filled, 2):
+        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        assert apart, (one, other)
+
+
+def test_the_surest_is_on_top_and_without_scores_the_smallest(texts: list[str]) -> None:
+    size = (500, 500)
+    boxes = [[150, 150, 350, 350], [100, 100, 400, 400]]
+    image = np.zeros((*size, 3), np.uint8)
+    given = instances(size, boxes)
+    for labels, scores, top in (([0, 1], [0.9, 0.5], 0), ([0, 1], [0.5, 0.9], 1), ([0, 1], None, 0), ([1, 0], None, 1)):
+        texts.clear()
+        found = Instances(given.boxes, np.array(labels), scores and np.array(scores), given.masks)
+        picture = Painter(CLASSES, PALETTE).draw_instances(image, found)
+        assert picture[250, 250].argmax() == 2 - top, (scores, 'the colour of the upper mask')
+        assert texts[0] == CLASSES[top] + (' 0.90' if scores else '')
+
+
+def test_ignored_instances_are_grey_and_marked(texts: list[str]) -> None:
+    size = (500, 500)
+    found = instances(size, [[100, 100, 300, 300], [350, 350, 450, 450]])
+    found = Instances(found.boxes, found.labels, None, found.masks, np.array([True, False]))
+    picture = Painter(CLASSES, PALETTE).draw_instances(np.zeros((*size, 3), np.uint8), found)
+    assert sorted(texts) == ['cat (ignored)', 'dog']
+    assert picture[200, 200].tolist() == [64, 64, 64]
+    assert picture[400, 400].tolist() == [0, 102, 0]
 
 
 def test_masks_tint_what_they_cover_and_nothing_else() -> None:
     size = (500, 500)
     image = np.full((*size, 3), 200, np.uint8)
-    picture = Painter(CLASSES, PALETTE).draw_instances(image, instances(size, [[100, 100, 300, 300]]))
-    assert picture[200, 200].tolist() == [120, 120, 222]
+    found = instances(size, [[100, 100, 300, 300]])
+    found.masks[0, 200:, 200:] = False
+    picture = Painter(CLASSES, PALETTE).draw_instances(image, found)
+    assert picture[150, 150].tolist() == [120, 120, 222]
+    assert picture[250, 250].tolist() == [200, 200, 200], 'in the box, and not in the mask'
     assert picture[400, 400].tolist() == [200, 200, 200]
+    assert (picture[195:205, 250] == PALETTE[0][::-1]).all(1).any(), 'the outline'
     assert (image == 200).all(), 'the image itself is left as it is'
+
+
+def test_what_is_drawn_grows_with_a_small_image() -> None:
+    size = (100, 80)
+    image = np.full((*size, 3), 200, np.uint8)
+    image[:, 60:] = 100
+    found = instances(size, [[10, 60, 30, 90]])
+    found.masks[0, :, :15] = found.masks[0, :, 25:] = False
+    picture = Painter(CLASSES, PALETTE).draw_instances(image, found)
+    assert picture[5 * 75, 5 * 20].tolist() == [120, 120, 222], 'the mask'
+    assert picture[5 * 75, 5 * 12].tolist() == [200] * 3, 'the box beside it'
+    assert picture[5 * 50, [5 * 50, 5 * 70]].tolist() == [[200] * 3, [100] * 3]
+    across = (picture[5 * 75] == PALETTE[0][::-1]).all(1)
+    assert np.flatnonzero(across)[[0, -1]].tolist() == pytest.approx([5 * 10, 5 * 30], abs=5)
+
+
+def test_lines_and_letters_grow_with_a_large_image(filled: list[list[int]]) -> None:
+    heights, widths = [], []
+    for side in (500, 3000):
+        image = np.zeros((side, side, 3), np.uint8)
+        found = instances((side, side), [[side // 4, side // 4, side // 2, side // 2]], with_masks=False)
+        picture = Painter(CLASSES, PALETTE).draw_instances(image, found)
+        _, top, _, bottom = filled[-1]
+        heights.append(bottom - top)
+        widths.append(int((picture[side * 3 // 8, : side * 3 // 8] == PALETTE[0][::-1]).all(1).sum()))
+    assert heights[1] > 2.5 * heights[0]
+    assert widths[1] > 2.5 * widths[0]
 
 
 def test_empty_masks_and_boxes_at_the_border_are_drawn() -> None:
@@ -93,7 +158,7 @@ def test_empty_masks_and_boxes_at_the_border_are_drawn() -> None:
     assert picture.shape == (500, 400, 3)
 
 
-def test_a_label_map_is_blended_and_its_legend_has_what_occurs() -> None:
+def test_a_label_map_is_blended_and_its_legend_has_what_occurs(texts: list[str]) -> None:
     image = np.full((500, 500, 3), 100, np.uint8)
     labels = np.zeros((500, 500), np.int64)
     labels[:, 300:] = 2
@@ -101,6 +166,8 @@ def test_a_label_map_is_blended_and_its_legend_has_what_occurs() -> None:
     assert picture.shape[0] == 500
     assert picture[250, 100].tolist() == [45, 45, 185]
     assert picture[250, 400].tolist() == [185, 45, 45]
+    assert picture[250, 300].max() < 30, 'a dark line between them'
+    assert texts == ['cat 60.0%', 'Äpfel 40.0%']
     legend = picture[:, 500:].reshape(-1, 3).tolist()
     shown = [color for color in PALETTE if list(color[::-1]) in legend]
     assert shown == [PALETTE[0], PALETTE[2]]
@@ -108,13 +175,54 @@ def test_a_label_map_is_blended_and_its_legend_has_what_occurs() -> None:
     assert swatches == sorted(swatches), 'the larger class comes first'
 
 
-def test_a_legend_makes_a_picture_higher_unless_its_size_is_fixed() -> None:
+def test_where_nothing_is_labelled_a_map_leaves_the_image_as_it_is(texts: list[str]) -> None:
+    image = np.full((500, 500, 3), 100, np.uint8)
+    labels = np.full((500, 500), 255)
+    labels[:, 300:] = 2
+    picture = Painter(CLASSES, PALETTE).draw_label_map(image, labels, unlabelled=255)
+    assert picture[250, 100].tolist() == [100, 100, 100]
+    assert picture[250, 400].tolist() == [185, 45, 45]
+    assert texts == ['unlabelled 60.0%', 'Äpfel 40.0%']
+    texts.clear()
+    Painter(CLASSES, PALETTE).draw_label_map(image, labels)
+    assert texts == ['class 255 60.0%', 'Äpfel 40.0%']
+
+
+def test_a_legend_makes_a_picture_higher_unless_its_size_is_fixed(texts: list[str]) -> None:
     painter = Painter([f'class number {i}' for i in range(60)])
     labels = np.repeat(np.arange(60)[None], 40, 0)
     image = np.zeros((40, 60, 3), np.uint8)
     high = painter.draw_label_map(image, labels)
+    assert len(texts) == 60
+    texts.clear()
     fixed = painter.draw_label_map(image, labels, fixed_size=True)
+    assert texts[-1] == f'{60 - len(texts) + 1} more'
     assert high.shape[0] > 60 * 14
     assert fixed.shape[0] == 40 * 8
     plain = painter.draw_label_map(image, labels * 0 + 3, fixed_size=True)
     assert plain.shape == fixed.shape, 'frames of a video are of one size, whatever occurs in them'
+
+
+def test_pictures_are_joined_below_their_titles(texts: list[str]) -> None:
+    pictures = {'wide': np.full((20, 300, 3), (1, 2, 3), np.uint8), 'high': np.full((90, 10, 3), (4, 5, 6), np.uint8)}
+    joined = side_by_side(pictures)
+    assert joined.shape == (TITLE_HEIGHT + 90, 2 * 300, 3)
+    assert texts == ['wide', 'high']
+    left, right = np.hsplit(joined[TITLE_HEIGHT:], 2)
+    for half, picture in ((left, pictures['wide']), (right, pictures['high'])):
+        height, width = picture.shape[:2]
+        assert (half[:height, :width] == picture).all()
+        assert (half[height:] == 255).all()
+        assert (half[:, width:] == 255).all()
+    titles = np.hsplit(joined[:TITLE_HEIGHT], 2)
+    assert all((title < 100).any() for title in titles)
+
+
+def test_pictures_are_written_by_their_suffix_and_keep_fine_colours(tmp_path: Path) -> None:
+    picture = np.zeros((20, 30, 3), np.uint8)
+    picture[:, ::2, 1] = picture[:, 1::2, 2] = 200
+    for name, tolerance in (('a/b.png', 0), ('c.jpg', 20)):
+        write_image(tmp_path / name, picture)
+        read = cv2.imread(str(tmp_path / name)).astype(int)
+        assert np.abs(read - picture).max() <= tolerance
+    assert (tmp_path / 'c.jpg').read_bytes().startswith(b'\xff\xd8')

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.attention import Size
 from ..models.cvt.layers import ConvAttention
 from ..models.cvt.trunk import Stage
+from ..models.tokens import Size
 from ..models.windows import cut
 
 #: Centre of the first token of every stage, in pixels from the image's first one: the first embedding has a kernel of

@@ -13,14 +13,15 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import load_pretrained
 from ..checkpoints.unpickling import mmengine_types
 from ..errors import CheckpointError
-from ..models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
+from ..models.cvt.arch import Arch, get_arch
 from ..models.cvt.layers import NORM_EPS
 from ..models.cvt.trunk import CvTTrunk
+from ..models.norms import keeps_statistics
+from ..models.per_block import PerBlock, WindowSize
 
 
 @MODELS.register_module()
@@ -120,7 +121,7 @@ class CvT(CvTTrunk, BaseModule):
             misreads any other layout without a word.
 
         Raises:
-            TypeError: If the input is no tensor.
+            TypeError: If the input is not a tensor.
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         maps, _ = super().forward(x)
@@ -161,7 +162,7 @@ class CvT(CvTTrunk, BaseModule):
             stage.requires_grad_(False)
         if self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if keeps_statistics(module):
                     module.eval()
 
 

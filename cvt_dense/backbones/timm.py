@@ -20,9 +20,10 @@ from ..checkpoints.load import check_fit
 from ..checkpoints.published import PUBLISHED, Published
 from ..checkpoints.sources import LOCAL_FOLDER, find_local
 from ..errors import CheckpointError, reason
-from ..models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
+from ..models.cvt.arch import Arch, get_arch
 from ..models.cvt.layers import NORM_EPS
 from ..models.cvt.trunk import MIN_SIZE, build_stages, check_images, reset_parameters
+from ..models.per_block import PerBlock, WindowSize
 
 _logger = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class CvTClassifier(nn.Module):
             ``'avgmax'`` of the other tokens, ``''`` for all tokens.
         drop_rate: Dropout probability before the head.
         drop_path_rate: Drop-path probability of the last block, rising linearly from 0; or one per stage or block.
-        window_size: Side of the attention windows, as :func:`cvt_dense.models.cvt.arch.window_sizes` takes it; None for
-            exact, global attention.
+        window_size: Side of the attention windows, as :func:`cvt_dense.models.per_block.window_sizes` takes it; None
+            for exact, global attention.
         device: Where the parameters are made.
         dtype: Their type.
 

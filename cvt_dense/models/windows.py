@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .attention import Size, attend
+from .attention import attend
+from .tokens import Size
 from .windows_exported import attend_in_padded_windows
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from .attention import Size, attend
+from .attention import attend
+from .tokens import Size
 
 
 def attend_in_padded_windows(

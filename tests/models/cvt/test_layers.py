@@ -5,24 +5,7 @@ import torch
 from timm.layers import Mlp, QuickGELU
 from torch import nn
 
-from cvt_dense.models.cvt.layers import (
-    Block,
-    ConvAttention,
-    ConvEmbed,
-    ConvProjection,
-    QuickGELUMlp,
-    map_to_tokens,
-    tokens_to_map,
-)
-
-
-def test_tokens_and_maps_are_views_of_each_other() -> None:
-    tokens = torch.randn(2, 15, 4)
-    x = tokens_to_map(tokens, (3, 5))
-    assert x.shape == (2, 4, 3, 5)
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    assert x.data_ptr() == tokens.data_ptr() == map_to_tokens(x).data_ptr()
-    assert torch.equal(map_to_tokens(x), tokens)
+from cvt_dense.models.cvt.layers import Block, ConvAttention, ConvEmbed, ConvProjection, QuickGELUMlp
 
 
 def test_embedding_sub_samples_and_says_to_what() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models.cvt.layers import ConvAttention
 from ..models.cvt.trunk import Stage
 from ..models.tokens import Size
-from ..models.windows import cut
+from ..models.window_layout import cut, key_map_size
 
 #: Centre of the first token of every stage, in pixels from the image's first one: the first embedding has a kernel of
 #: 7 and a padding of 2. All later convolutions are centred on tokens, so the others follow at multiples of the stride.
@@ -105,7 +105,7 @@ def _record_row(
         size = args[1]
         row = attention_row(module, projected.pop('query'), projected.pop('key'), size, _query_at(point, stride, size))
         num_prefix = int(module.with_cls_token)
-        weights = row[:, num_prefix:].unflatten(1, _kv_size(module, size))
+        weights = row[:, num_prefix:].unflatten(1, key_map_size(size, module.kv_stride))
         rows.append(AttentionRow(weights, row[:, :num_prefix].sum(1), stride * module.kv_stride))
 
     hooks.enter_context(attention.proj_q.register_forward_hook(keep_query))
@@ -131,7 +131,7 @@ def attention_row(module: ConvAttention, query: Tensor, key: Tensor, size: Size,
     keys = key.unflatten(1, (module.num_heads, -1))
     products = module.scale * torch.einsum('hc,khc->hk', one, keys)
     if module.window_size is not None:
-        in_window = torch.zeros(_kv_size(module, size), dtype=torch.bool, device=key.device)
+        in_window = torch.zeros(key_map_size(size, module.kv_stride), dtype=torch.bool, device=key.device)
         row, column = (
             _window(place, length, module.window_size, module.kv_stride) for place, length in zip(position, size)
         )
@@ -139,10 +139,6 @@ def attention_row(module: ConvAttention, query: Tensor, key: Tensor, size: Size,
         is_seen = torch.cat((in_window.new_ones(num_prefix), in_window.flatten()))
         products = products.masked_fill(~is_seen, -torch.inf)
     return products.softmax(-1)
-
-
-def _kv_size(module: ConvAttention, size: Size) -> Size:
-    return -(-size[0] // module.kv_stride), -(-size[1] // module.kv_stride)
 
 
 def _window(position: int, length: int, window_size: int, kv_stride: int) -> slice:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..attention import attend
 from ..tokens import Size, map_to_tokens, tokens_to_map
+from ..window_layout import WindowLayout
 from ..windows import attend_in_windows
 
 NORM_EPS = 1e-5
@@ -110,9 +111,8 @@ class ConvAttention(nn.Module):
         if self.window_size is None:
             attended = attend(query, key, value, self.num_heads, self.scale)
         else:
-            attended = attend_in_windows(
-                query, key, value, self.num_heads, self.scale, size, self.kv_stride, self.window_size, num_prefix
-            )
+            layout = WindowLayout(size, self.kv_stride, self.window_size, num_prefix)
+            attended = attend_in_windows(query, key, value, self.num_heads, self.scale, layout)
         return self.proj(attended)
 
     def _join(self, cls_token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ def test_a_batch_norm_in_training_normalises_by_the_batch() -> None:
     assert projection.bn.num_batches_tracked == 1
 
 
-def test_the_mlp_is_that_of_timm_with_quick_gelu_and_gradients_likewise() -> None:
+def test_the_mlp_and_its_gradients_are_those_of_timm_with_quick_gelu() -> None:
     ours = QuickGELUMlp(6, 24).double()
     plain = Mlp(6, 24, act_layer=QuickGELU).double()
     plain.load_state_dict(ours.state_dict())

@@ -44,10 +44,14 @@ def cut(length: int, window_size: int, kv_stride: int) -> list[tuple[int, int, i
     keys_per_window = -(-window_size // kv_stride)
     count = -(-keys // keys_per_window)
     short, num_long = keys // count, keys % count
-    runs = [(num_long, (short + 1) * kv_stride, short + 1), (count - num_long, short * kv_stride, short)]
     missing = keys * kv_stride - length
-    if missing:
-        number, queries, keys = runs[1]
-        runs[1] = (number - 1, queries, keys)
-        runs.append((1, queries - missing, keys))
-    return [run for run in runs if run[0] > 0]
+    num_incomplete = 1 if missing > 0 else 0
+    runs: list[tuple[int, int, int]] = []
+    for run in (
+        (num_long, (short + 1) * kv_stride, short + 1),
+        (count - num_long - num_incomplete, short * kv_stride, short),
+        (num_incomplete, short * kv_stride - missing, short),
+    ):
+        if run[0] > 0:  # not a comprehension: torch.jit takes none with a condition
+            runs.append(run)
+    return runs

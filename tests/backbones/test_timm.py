@@ -242,10 +242,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(x: torch.Tensor, feat
         torch.testing.assert_close(checkpointed, plain)
 
 
-def test_torchscript_computes_the_same(x: torch.Tensor) -> None:
-    model = create().eval()
+@pytest.mark.parametrize('window_size', [None, 'pretrain', [5, [3, None], 2]])
+def test_torchscript_computes_the_same(x: torch.Tensor, window_size: Any) -> None:
+    model = create(window_size=window_size).eval()
+    scripted = torch.jit.script(model)
     with torch.no_grad():
-        torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+        for image in (x, torch.randn(1, 3, 42, 123)):
+            torch.testing.assert_close(scripted(image), model(image))
 
 
 def test_fx_traces_the_model_and_torchscript_the_trace(x: torch.Tensor) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ..models.cvt.layers import ConvAttention
 from ..models.cvt.trunk import Stage
+from ..models.stages import run_stages
 from ..models.tokens import Size
 from ..models.window_layout import cut, key_map_size
 
@@ -70,23 +73,24 @@ def inspect_stages(stages: Sequence[Stage], image: Tensor, point: tuple[int, int
         point: Column and row of a pixel.
 
     Raises:
-        ValueError: If the point lies outside of the image, or there is not exactly one image.
+        ValueError: If there is not exactly one image, or the point lies outside of it.
     """
     (x, y), (height, width) = point, image.shape[2:]
-    if len(image) != 1 or not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f'point {x}, {y} is not one of a single image of {width}x{height} pixels')
-    views = []
-    stride = 1
-    for stage in stages:
-        stride *= stage.patch_embed.proj.stride[0]
-        rows: list[AttentionRow] = []
-        with ExitStack() as hooks:
+    if len(image) != 1:
+        raise ValueError(f'stages are inspected on one image at a time, got {len(image)}')
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f'point {x}, {y} lies outside of the image, which has {width}x{height} pixels')
+    strides = list(accumulate((stage.patch_embed.proj.stride[0] for stage in stages), mul))
+    rows: list[list[AttentionRow]] = [[] for _ in stages]
+    with ExitStack() as hooks:
+        for stage, stride, rows_of_stage in zip(stages, strides, rows):
             for block in stage.blocks:
-                _record_row(block.attn, point, stride, rows, hooks)
-            tokens, size = stage(image)
-        image = stage.to_map(tokens, size)
-        views.append(StageView(image[0], stride, _query_at(point, stride, size), tuple(rows)))
-    return views
+                _record_row(block.attn, point, stride, rows_of_stage, hooks)
+        outputs = run_stages(stages, image)
+    return [
+        StageView(features[0], stride, _query_at(point, stride, features.shape[2:]), tuple(rows_of_stage))
+        for (_, features), stride, rows_of_stage in zip(outputs, strides, rows)
+    ]
 
 
 def _record_row(

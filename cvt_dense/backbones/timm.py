@@ -1,4 +1,4 @@
-"""timm adapter: ``timm.create_model('cvt_13')`` and its kin, for classification and for feature maps."""
+"""timm adapter: ``timm.create_model('cvt_13')`` and the other variants, to classify images or for feature maps."""
 
 # No annotations from __future__ here: torch.jit cannot read them any more once torch.fx has traced a model.
 
@@ -24,6 +24,7 @@ from ..models.cvt.arch import Arch, get_arch
 from ..models.cvt.layers import NORM_EPS
 from ..models.cvt.trunk import MIN_SIZE, build_stages, check_images, reset_parameters
 from ..models.per_block import PerBlock, WindowSize
+from ..models.stages import Stages, run_stages
 
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class CvTClassifier(nn.Module):
             for index, (channels, stride) in enumerate(zip(self.arch.embed_dims, self.arch.strides))
         ]
         with nullcontext() if device is None else torch.device(device):
-            self.stages = nn.ModuleList(build_stages(self.arch, in_chans, drop_path_rate, window_size))
+            self.stages = Stages(build_stages(self.arch, in_chans, drop_path_rate, window_size))
             self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=NORM_EPS)
             self.head_drop = nn.Dropout(drop_rate)
             self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
@@ -153,18 +154,15 @@ class CvTClassifier(nn.Module):
         """
         assert output_fmt == 'NCHW', 'output_fmt must be NCHW'
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[: max_index + 1] if stop_early else self.stages
         check_images(x, self.in_chans)
-        intermediates = []
-        tokens = x
-        for index, stage in enumerate(stages):
-            tokens, size = stage(x)
-            x = stage.to_map(tokens, size)
-            if index == len(self.stages) - 1:
-                tokens = self.norm(tokens)
-            if index in take_indices:
-                is_normed = norm and index == len(self.stages) - 1
-                intermediates.append((stage.to_map(tokens, size) if is_normed else x).contiguous())
+        outputs = run_stages(self.stages[: max_index + 1] if stop_early else self.stages, x)
+        maps = [output for _, output in outputs]
+        tokens = outputs[-1][0]
+        if len(outputs) == len(self.stages):
+            tokens = self.norm(tokens)
+            if norm:
+                maps[-1] = self.stages[-1].to_map(tokens, maps[-1].shape[2:])
+        intermediates = [output.contiguous() for index, output in enumerate(maps) if index in take_indices]
         return intermediates if intermediates_only else (tokens, intermediates)
 
     def prune_intermediate_layers(
@@ -187,15 +185,12 @@ class CvTClassifier(nn.Module):
         """Tokens of the last stage after the final norm, the cls token first: ``(N, 1 + H_i * W_i, C)``.
 
         Raises:
-            TypeError: If the input is no tensor.
+            TypeError: If the input is not a tensor.
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         if not torch.jit.is_scripting():
             check_images(x, self.in_chans)
-        tokens = x
-        for stage in self.stages:
-            tokens, size = stage(x)
-            x = stage.to_map(tokens, size)
+        tokens, _ = self.stages(x)[-1]
         return self.norm(tokens)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -276,7 +271,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         )
     except OSError as error:  # the Hub's errors, and those of a file that is not there
         raise CheckpointError(
-            f"weights of {variant} could not be had ({reason(error)}). Without network, put the authors' files into a "
+            f"weights of {variant} are not available ({reason(error)}). Without network, put the authors' files into a "
             f'folder and set {LOCAL_FOLDER}, or give one with pretrained_cfg_overlay=dict(file=PATH)'
         ) from error
 

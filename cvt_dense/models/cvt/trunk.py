@@ -11,6 +11,7 @@ from torch import nn
 
 from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
 from ..recompute import recomputed
+from ..stages import run_stages
 from ..tokens import Size, tokens_to_map
 from .arch import Arch, get_arch
 from .layers import Block, ConvEmbed
@@ -200,10 +201,8 @@ class CvTTrunk(nn.Module):
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         check_images(x, self.in_channels)
-        maps, cls_token = [], None
-        for stage in self.stages:
-            tokens, size = stage(x)
-            x = stage.to_map(tokens, size)
-            maps.append(x)
-            cls_token = tokens[:, 0] if stage.num_prefix_tokens else None
+        stages = self.stages
+        outputs = run_stages(stages, x)
+        maps = [output for _, output in outputs]
+        cls_token = outputs[-1][0][:, 0] if stages[-1].num_prefix_tokens else None
         return maps, cls_token

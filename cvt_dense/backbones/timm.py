@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import global_pool_nlc
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
-from timm.models._builder import resolve_pretrained_cfg
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_function,
+    resolve_pretrained_cfg,
+)
 from timm.models._features import feature_take_indices
 from torch import nn
 
@@ -20,7 +25,7 @@ from ..checkpoints.load import check_fit
 from ..checkpoints.published import PUBLISHED, Published
 from ..checkpoints.sources import LOCAL_FOLDER, find_local
 from ..errors import CheckpointError, reason
-from ..models.cvt.arch import Arch, get_arch
+from ..models.cvt.arch import ARCHS, Arch, get_arch
 from ..models.cvt.layers import NORM_EPS
 from ..models.cvt.trunk import MIN_SIZE, build_stages, check_images, reset_parameters
 from ..models.per_block import PerBlock, WindowSize
@@ -276,19 +281,18 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         ) from error
 
 
-@register_model
-def cvt_13(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-13, 20.0M parameters."""
-    return _create('cvt_13', pretrained, **kwargs)
+def _register(name: str, arch: Arch) -> None:
+    """Put a variant's model function into this module and into timm's registry: ``cvt_13`` for ``'cvt-13'``."""
+    variant = name.replace('-', '_')
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(variant, pretrained, **kwargs)
+
+    depths, widths = ('/'.join(map(str, values)) for values in (arch.depths, arch.embed_dims))
+    create.__name__ = create.__qualname__ = variant
+    create.__doc__ = f'{name.upper().replace("CVT", "CvT")}: {depths} blocks of {widths} channels.'
+    globals()[variant] = register_model(create)
 
 
-@register_model
-def cvt_21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-21, 31.6M parameters."""
-    return _create('cvt_21', pretrained, **kwargs)
-
-
-@register_model
-def cvt_w24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-W24, 277.2M parameters."""
-    return _create('cvt_w24', pretrained, **kwargs)
+for _name, _arch in ARCHS.items():
+    _register(_name, _arch)

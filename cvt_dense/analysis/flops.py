@@ -16,7 +16,7 @@ def count_macs(model: nn.Module, height: int, width: int, in_channels: int = 3) 
     Args:
         model: Run once, in eval mode and without gradients, on the device of its parameters.
         height: Of the image, in pixels.
-        width: Likewise.
+        width: Of the image, in pixels.
         in_channels: Channels of the image.
     """
     parameter = next(model.parameters())

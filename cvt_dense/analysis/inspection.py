@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.attention import Size
 from ..models.cvt.layers import ConvAttention
 from ..models.cvt.trunk import Stage
-from ..models.windows import cut
+from ..models.stages import run_stages
+from ..models.tokens import Size
+from ..models.window_layout import cut, key_map_size
 
 #: Centre of the first token of every stage, in pixels from the image's first one: the first embedding has a kernel of
 #: 7 and a padding of 2. All later convolutions are centred on tokens, so the others follow at multiples of the stride.
@@ -70,23 +73,24 @@ def inspect_stages(stages: Sequence[Stage], image: Tensor, point: tuple[int, int
         point: Column and row of a pixel.
 
     Raises:
-        ValueError: If the point lies outside of the image, or there is not exactly one image.
+        ValueError: If there is not exactly one image, or the point lies outside of it.
     """
     (x, y), (height, width) = point, image.shape[2:]
-    if len(image) != 1 or not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f'point {x}, {y} is not one of a single image of {width}x{height} pixels')
-    views = []
-    stride = 1
-    for stage in stages:
-        stride *= stage.patch_embed.proj.stride[0]
-        rows: list[AttentionRow] = []
-        with ExitStack() as hooks:
+    if len(image) != 1:
+        raise ValueError(f'stages are inspected on one image at a time, got {len(image)}')
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f'point {x}, {y} lies outside of the image, which has {width}x{height} pixels')
+    strides = list(accumulate((stage.patch_embed.proj.stride[0] for stage in stages), mul))
+    rows: list[list[AttentionRow]] = [[] for _ in stages]
+    with ExitStack() as hooks:
+        for stage, stride, rows_of_stage in zip(stages, strides, rows):
             for block in stage.blocks:
-                _record_row(block.attn, point, stride, rows, hooks)
-            tokens, size = stage(image)
-        image = stage.to_map(tokens, size)
-        views.append(StageView(image[0], stride, _query_at(point, stride, size), tuple(rows)))
-    return views
+                _record_row(block.attn, point, stride, rows_of_stage, hooks)
+        outputs = run_stages(stages, image)
+    return [
+        StageView(features[0], stride, _query_at(point, stride, features.shape[2:]), tuple(rows_of_stage))
+        for (_, features), stride, rows_of_stage in zip(outputs, strides, rows)
+    ]
 
 
 def _record_row(
@@ -105,7 +109,7 @@ def _record_row(
         size = args[1]
         row = attention_row(module, projected.pop('query'), projected.pop('key'), size, _query_at(point, stride, size))
         num_prefix = int(module.with_cls_token)
-        weights = row[:, num_prefix:].unflatten(1, _kv_size(module, size))
+        weights = row[:, num_prefix:].unflatten(1, key_map_size(size, module.kv_stride))
         rows.append(AttentionRow(weights, row[:, :num_prefix].sum(1), stride * module.kv_stride))
 
     hooks.enter_context(attention.proj_q.register_forward_hook(keep_query))
@@ -131,7 +135,7 @@ def attention_row(module: ConvAttention, query: Tensor, key: Tensor, size: Size,
     keys = key.unflatten(1, (module.num_heads, -1))
     products = module.scale * torch.einsum('hc,khc->hk', one, keys)
     if module.window_size is not None:
-        in_window = torch.zeros(_kv_size(module, size), dtype=torch.bool, device=key.device)
+        in_window = torch.zeros(key_map_size(size, module.kv_stride), dtype=torch.bool, device=key.device)
         row, column = (
             _window(place, length, module.window_size, module.kv_stride) for place, length in zip(position, size)
         )
@@ -139,10 +143,6 @@ def attention_row(module: ConvAttention, query: Tensor, key: Tensor, size: Size,
         is_seen = torch.cat((in_window.new_ones(num_prefix), in_window.flatten()))
         products = products.masked_fill(~is_seen, -torch.inf)
     return products.softmax(-1)
-
-
-def _kv_size(module: ConvAttention, size: Size) -> Size:
-    return -(-size[0] // module.kv_stride), -(-size[1] // module.kv_stride)
 
 
 def _window(position: int, length: int, window_size: int, kv_stride: int) -> slice:

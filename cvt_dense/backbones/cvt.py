@@ -12,12 +12,13 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import FUNCTIONS, MODELS
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import load_pretrained
-from ..models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
+from ..models.cvt.arch import Arch, get_arch
 from ..models.cvt.layers import NORM_EPS, Block
 from ..models.cvt.trunk import CvTTrunk
+from ..models.norms import keeps_statistics
+from ..models.per_block import PerBlock, WindowSize
 from .weights import InitCfg, read_init_cfg
 
 
@@ -155,7 +156,7 @@ class CvT(CvTTrunk, BaseModule):
             stage.requires_grad_(False)
         if self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if keeps_statistics(module):
                     module.eval()
 
 

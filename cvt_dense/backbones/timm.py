@@ -1,4 +1,4 @@
-"""timm adapter: ``timm.create_model('cvt_13')`` and its kin, for classification and for feature maps."""
+"""timm adapter: ``timm.create_model('cvt_13')`` and the other variants, to classify images or for feature maps."""
 
 # No annotations from __future__ here: torch.jit cannot read them any more once torch.fx has traced a model.
 
@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import global_pool_nlc
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
-from timm.models._builder import resolve_pretrained_cfg
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_function,
+    resolve_pretrained_cfg,
+)
 from timm.models._features import feature_take_indices
 from torch import nn
 
@@ -20,9 +25,11 @@ from ..checkpoints.load import check_fit
 from ..checkpoints.published import PUBLISHED, Published
 from ..checkpoints.sources import LOCAL_FOLDER, find_local
 from ..errors import CheckpointError, reason
-from ..models.cvt.arch import Arch, PerBlock, WindowSize, get_arch
+from ..models.cvt.arch import ARCHS, Arch, get_arch
 from ..models.cvt.layers import NORM_EPS
 from ..models.cvt.trunk import MIN_SIZE, build_stages, check_images, reset_parameters
+from ..models.per_block import PerBlock, WindowSize
+from ..models.stages import Stages, run_stages
 
 _logger = logging.getLogger(__name__)
 
@@ -43,8 +50,8 @@ class CvTClassifier(nn.Module):
             ``'avgmax'`` of the other tokens, ``''`` for all tokens.
         drop_rate: Dropout probability before the head.
         drop_path_rate: Drop-path probability of the last block, rising linearly from 0; or one per stage or block.
-        window_size: Side of the attention windows, as :func:`cvt_dense.models.cvt.arch.window_sizes` takes it; None for
-            exact, global attention.
+        window_size: Side of the attention windows, as :func:`cvt_dense.models.per_block.window_sizes` takes it; None
+            for exact, global attention.
         device: Where the parameters are made.
         dtype: Their type.
 
@@ -78,7 +85,7 @@ class CvTClassifier(nn.Module):
             for index, (channels, stride) in enumerate(zip(self.arch.embed_dims, self.arch.strides))
         ]
         with nullcontext() if device is None else torch.device(device):
-            self.stages = nn.ModuleList(build_stages(self.arch, in_chans, drop_path_rate, window_size))
+            self.stages = Stages(build_stages(self.arch, in_chans, drop_path_rate, window_size))
             self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=NORM_EPS)
             self.head_drop = nn.Dropout(drop_rate)
             self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
@@ -152,18 +159,15 @@ class CvTClassifier(nn.Module):
         """
         assert output_fmt == 'NCHW', 'output_fmt must be NCHW'
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[: max_index + 1] if stop_early else self.stages
         check_images(x, self.in_chans)
-        intermediates = []
-        tokens = x
-        for index, stage in enumerate(stages):
-            tokens, size = stage(x)
-            x = stage.to_map(tokens, size)
-            if index == len(self.stages) - 1:
-                tokens = self.norm(tokens)
-            if index in take_indices:
-                is_normed = norm and index == len(self.stages) - 1
-                intermediates.append((stage.to_map(tokens, size) if is_normed else x).contiguous())
+        outputs = run_stages(self.stages[: max_index + 1] if stop_early else self.stages, x)
+        maps = [output for _, output in outputs]
+        tokens = outputs[-1][0]
+        if len(outputs) == len(self.stages):
+            tokens = self.norm(tokens)
+            if norm:
+                maps[-1] = self.stages[-1].to_map(tokens, maps[-1].shape[2:])
+        intermediates = [output.contiguous() for index, output in enumerate(maps) if index in take_indices]
         return intermediates if intermediates_only else (tokens, intermediates)
 
     def prune_intermediate_layers(
@@ -191,10 +195,7 @@ class CvTClassifier(nn.Module):
         """
         if not torch.jit.is_scripting():
             check_images(x, self.in_chans)
-        tokens = x
-        for stage in self.stages:
-            tokens, size = stage(x)
-            x = stage.to_map(tokens, size)
+        tokens, _ = self.stages(x)[-1]
         return self.norm(tokens)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -275,24 +276,23 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         )
     except OSError as error:  # the Hub's errors, and those of a file that is not there
         raise CheckpointError(
-            f"weights of {variant} could not be had ({reason(error)}). Without network, put the authors' files into a "
+            f"weights of {variant} are not available ({reason(error)}). Without network, put the authors' files into a "
             f'folder and set {LOCAL_FOLDER}, or give one with pretrained_cfg_overlay=dict(file=PATH)'
         ) from error
 
 
-@register_model
-def cvt_13(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-13, 20.0M parameters."""
-    return _create('cvt_13', pretrained, **kwargs)
+def _register(name: str, arch: Arch) -> None:
+    """Put a variant's model function into this module and into timm's registry: ``cvt_13`` for ``'cvt-13'``."""
+    variant = name.replace('-', '_')
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(variant, pretrained, **kwargs)
+
+    depths, widths = ('/'.join(map(str, values)) for values in (arch.depths, arch.embed_dims))
+    create.__name__ = create.__qualname__ = variant
+    create.__doc__ = f'{name.upper().replace("CVT", "CvT")}: {depths} blocks of {widths} channels.'
+    globals()[variant] = register_model(create)
 
 
-@register_model
-def cvt_21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-21, 31.6M parameters."""
-    return _create('cvt_21', pretrained, **kwargs)
-
-
-@register_model
-def cvt_w24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-W24, 277.2M parameters."""
-    return _create('cvt_w24', pretrained, **kwargs)
+for _name, _arch in ARCHS.items():
+    _register(_name, _arch)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-Size = tuple[int, int]  # height, width of a token map
-
 
 def attend(
     query: torch.Tensor,

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from .attention import Size, attend
+from .attention import attend
+from .tokens import Size
+from .window_layout import WindowLayout, cut, key_map_size
 from .windows_exported import attend_in_padded_windows
 
 
@@ -16,40 +18,32 @@ def attend_in_windows(
     value: torch.Tensor,
     num_heads: int,
     scale: float,
-    size: Size,
-    kv_stride: int,
-    window_size: int,
-    num_prefix: int,
+    layout: WindowLayout,
 ) -> torch.Tensor:
     """Multi-head attention of every query to the keys of its window.
 
     The map is cut into the fewest windows that are no larger than asked for, as evenly as the stride of the keys
     allows, whatever its size: nothing is padded and nothing masked. A window at least as large as the map gives what
-    :func:`attend` does. A cls token attends to all keys and is a key in every window.
+    :func:`~cvt_dense.models.attention.attend` does. A cls token attends to all keys and is a key in every window.
 
     Args:
-        query: ``(N, P + H * W, C)``, ``P`` being ``num_prefix``.
-        key: ``(N, P + Hk * Wk, C)``, with ``Hk = ceil(H / kv_stride)`` and ``Wk`` likewise.
+        query: ``(N, P + H * W, C)``, ``P`` being the layout's ``num_prefix``.
+        key: ``(N, P + Hk * Wk, C)``, with ``Hk = ceil(H / kv_stride)`` and ``Wk = ceil(W / kv_stride)``.
         value: As ``key``.
         num_heads: Heads that the ``C`` channels are split into, in order.
         scale: Factor on the dot products.
-        size: ``(H, W)``.
-        kv_stride: Stride of the keys relative to the queries.
-        window_size: Side of a window, in tokens of the query map; rounded up to the stride of the keys.
-        num_prefix: Tokens in front of the map's: 1 for a cls token, else 0.
+        layout: The size of the map and of the windows.
 
     Returns:
         ``(N, P + H * W, C)``.
     """
     if not torch.jit.is_scripting():  # torch.jit leaves out a branch by its condition alone
         if torch.compiler.is_dynamo_compiling():
-            settings = (num_heads, scale, size[0], size[1], kv_stride, window_size, num_prefix)
-            return _attend_in_windows_opaquely(query, key, value, *settings)
+            settings = (layout.kv_stride, layout.window_size, layout.num_prefix)
+            return _attend_in_windows_opaquely(query, key, value, num_heads, scale, *layout.size, *settings)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # torch.export, or a trace
-            return attend_in_padded_windows(
-                query, key, value, num_heads, scale, size, kv_stride, window_size, num_prefix
-            )
-    return _attend_window_by_window(query, key, value, num_heads, scale, size, kv_stride, window_size, num_prefix)
+            return attend_in_padded_windows(query, key, value, num_heads, scale, layout)
+    return _attend_window_by_window(query, key, value, num_heads, scale, layout)
 
 
 def _attend_window_by_window(
@@ -58,16 +52,14 @@ def _attend_window_by_window(
     value: torch.Tensor,
     num_heads: int,
     scale: float,
-    size: Size,
-    kv_stride: int,
-    window_size: int,
-    num_prefix: int,
+    layout: WindowLayout,
 ) -> torch.Tensor:
+    size, kv_stride, window_size, num_prefix = layout
     if window_size >= max(size):
         return attend(query, key, value, num_heads, scale)
     rows = cut(size[0], window_size, kv_stride)
     columns = cut(size[1], window_size, kv_stride)
-    kv_size = (-(-size[0] // kv_stride), -(-size[1] // kv_stride))
+    kv_size = key_map_size(size, kv_stride)
     query_map = query[:, num_prefix:].unflatten(1, size)
     key_map, value_map = key[:, num_prefix:].unflatten(1, kv_size), value[:, num_prefix:].unflatten(1, kv_size)
     key_prefix, value_prefix = key[:, :num_prefix], value[:, :num_prefix]
@@ -102,31 +94,6 @@ def _attend_window_by_window(
     if num_prefix == 0:
         return tokens
     return torch.cat((attend(query[:, :num_prefix], key, value, num_heads, scale), tokens), dim=1)
-
-
-def cut(length: int, window_size: int, kv_stride: int) -> list[tuple[int, int, int]]:
-    """Cut one axis of a map into windows.
-
-    Args:
-        length: Of the axis, in queries.
-        window_size: The most queries that a window should have.
-        kv_stride: Queries per key.
-
-    Returns:
-        Runs of windows of one length: how many windows, and queries and keys of each. A run has as many windows as
-        possible; there are three at most, since lengths differ by one key and the map may end within a key's stride.
-    """
-    keys = -(-length // kv_stride)
-    keys_per_window = -(-window_size // kv_stride)
-    count = -(-keys // keys_per_window)
-    short, num_long = keys // count, keys % count
-    runs = [(num_long, (short + 1) * kv_stride, short + 1), (count - num_long, short * kv_stride, short)]
-    missing = keys * kv_stride - length
-    if missing:
-        number, queries, keys = runs[1]
-        runs[1] = (number - 1, queries, keys)
-        runs.append((1, queries - missing, keys))
-    return [run for run in runs if run[0] > 0]
 
 
 def to_windows(x: torch.Tensor, counts: Size) -> torch.Tensor:
@@ -165,10 +132,8 @@ def _attend_in_windows_opaquely(
     window_size: int,
     num_prefix: int,
 ) -> torch.Tensor:
-    attended = _attend_window_by_window(
-        query, key, value, num_heads, scale, (height, width), kv_stride, window_size, num_prefix
-    )
-    return attended.contiguous()
+    layout = WindowLayout((height, width), kv_stride, window_size, num_prefix)
+    return _attend_window_by_window(query, key, value, num_heads, scale, layout).contiguous()
 
 
 # Not by custom_op, inside of which autograd does not record.
@@ -189,16 +154,13 @@ def _gradients_in_windows(
     scale: float,
     height: int,
     width: int,
-    kv_stride: int,
-    window_size: int,
-    num_prefix: int,
+    *settings: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value; attends once more, since what SDPA keeps cannot leave its operator."""
+    layout = WindowLayout((height, width), *settings)
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-        attended = _attend_window_by_window(
-            *inputs, num_heads, scale, (height, width), kv_stride, window_size, num_prefix
-        )
+        attended = _attend_window_by_window(*inputs, num_heads, scale, layout)
     gradients = torch.autograd.grad(attended, inputs, gradient)
     return gradients[0].contiguous(), gradients[1].contiguous(), gradients[2].contiguous()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from .attention import Size, attend
+from .attention import attend
+from .window_layout import WindowLayout
 
 
 def attend_in_padded_windows(
@@ -17,12 +18,10 @@ def attend_in_padded_windows(
     value: torch.Tensor,
     num_heads: int,
     scale: float,
-    size: Size,
-    kv_stride: int,
-    window_size: int,
-    num_prefix: int,
+    layout: WindowLayout,
 ) -> torch.Tensor:
     """:func:`cvt_dense.models.windows.attend_in_windows`, in operators that any format has."""
+    size, kv_stride, window_size, num_prefix = layout
     rows = _PaddedCut(size[0], window_size, kv_stride, query.device)
     columns = _PaddedCut(size[1], window_size, kv_stride, query.device)
     images, num_windows = query.shape[0], rows.count * columns.count
@@ -52,7 +51,7 @@ def attend_in_padded_windows(
 
 
 class _PaddedCut:
-    """One axis of a map cut as by :func:`cvt_dense.models.windows.cut`, all windows padded to the longest one.
+    """One axis of a map cut as by :func:`~cvt_dense.models.window_layout.cut`, all windows padded to the longest one.
 
     Attributes:
         num_keys: Keys of the axis.

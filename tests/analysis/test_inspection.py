@@ -123,8 +123,13 @@ def test_a_timm_model_and_one_with_fewer_stages_can_be_looked_into() -> None:
 
 @pytest.mark.parametrize('point', [(-1, 0), (0, -1), (48, 0), (0, 32)])
 def test_a_point_outside_of_the_image_is_refused(point: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f'point {point[0]}, {point[1]} is not one of a single image of 48x32 pixels'):
+    with pytest.raises(ValueError, match=f'point {point[0]}, {point[1]} lies outside of the image, which has 48x32'):
         inspect_stages(tiny().stages, torch.randn(1, 3, 32, 48), point)
+
+
+def test_images_are_inspected_one_at_a_time() -> None:
+    with pytest.raises(ValueError, match='one image at a time, got 2'):
+        inspect_stages(tiny().stages, torch.randn(2, 3, 32, 48), (0, 0))
 
 
 def test_tokens_lie_where_their_convolutions_look() -> None:

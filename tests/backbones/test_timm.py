@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,13 @@ import timm
 import torch
 from golden import DATA, TINY, Classifier, image, weights
 from timm.data import create_transform, resolve_data_config
-from timm.models import get_notrace_functions, get_notrace_modules
-from timm.models._manipulate import group_parameters
+from timm.models import get_notrace_functions, get_notrace_modules, group_parameters, model_entrypoint
 from timm.optim import param_groups_weight_decay
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from cvt_dense import CheckpointError
+from cvt_dense.backbones import timm as adapter
 from cvt_dense.backbones.timm import CvTClassifier
 from cvt_dense.checkpoints import PUBLISHED
 from cvt_dense.checkpoints.formats import to_timm, to_transformers
@@ -51,6 +52,18 @@ def test_what_was_published_is_listed() -> None:
     expected = {f'{entry.arch.replace("-", "_")}.{entry.timm_tag}' for entry in PUBLISHED.values()}
     assert set(timm.list_pretrained('cvt_*')) == expected
     assert len(expected) == 7
+
+
+def test_each_variant_has_a_function_like_one_written_by_hand() -> None:
+    for name in NAMES:
+        function = getattr(adapter, name)
+        assert function is model_entrypoint(name)
+        assert (function.__module__, function.__name__) == ('cvt_dense.backbones.timm', name)
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert name in adapter.__all__
+    assert adapter.cvt_13.__doc__ == 'CvT-13: 1/2/10 blocks of 64/192/384 channels.'
+    assert adapter.cvt_w24.__doc__ == 'CvT-W24: 2/2/20 blocks of 192/768/1024 channels.'
+    assert set(timm.list_models(module='timm')) >= set(NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -242,10 +255,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(x: torch.Tensor, feat
         torch.testing.assert_close(checkpointed, plain)
 
 
-def test_torchscript_computes_the_same(x: torch.Tensor) -> None:
-    model = create().eval()
+@pytest.mark.parametrize('window_size', [None, 'pretrain', [5, [3, None], 2]])
+def test_torchscript_computes_the_same(x: torch.Tensor, window_size: Any) -> None:
+    model = create(window_size=window_size).eval()
+    scripted = torch.jit.script(model)
     with torch.no_grad():
-        torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+        for image in (x, torch.randn(1, 3, 42, 123)):
+            torch.testing.assert_close(scripted(image), model(image))
 
 
 def test_fx_traces_the_model_and_torchscript_the_trace(x: torch.Tensor) -> None:

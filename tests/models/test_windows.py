@@ -6,23 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvt_dense.models.attention import attend
-from cvt_dense.models.windows import attend_in_windows, cut, from_windows, to_windows
-
-SIDES = st.integers(1, 70)
-
-
-@given(length=SIDES, window_size=SIDES, kv_stride=st.integers(1, 4))
-def test_windows_cover_an_axis_evenly_and_cut_no_key_in_two(length: int, window_size: int, kv_stride: int) -> None:
-    runs = cut(length, window_size, kv_stride)
-    assert len(runs) <= 3
-    windows = [(queries, keys) for number, queries, keys in runs for _ in range(number)]
-    assert sum(queries for queries, _ in windows) == length
-    assert sum(keys for _, keys in windows) == -(-length // kv_stride)
-    assert all(queries == keys * kv_stride for queries, keys in windows[:-1])
-    assert all(0 < queries <= -(-window_size // kv_stride) * kv_stride for queries, _ in windows)
-    assert max(keys for _, keys in windows) - min(keys for _, keys in windows) <= 1
-    # As few as possible: one less could not cover the keys.
-    assert (len(windows) - 1) * -(-window_size // kv_stride) < -(-length // kv_stride)
+from cvt_dense.models.window_layout import WindowLayout, cut
+from cvt_dense.models.windows import attend_in_windows, from_windows, to_windows
 
 
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), height=st.integers(1, 5), width=st.integers(1, 5))
@@ -38,12 +23,10 @@ def masked_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    size: tuple[int, int],
-    kv_stride: int,
-    window_size: int,
-    num_prefix: int,
+    layout: WindowLayout,
 ) -> torch.Tensor:
     """Windowed attention with one head as its definition has it, by a mask of queries x keys."""
+    size, kv_stride, window_size, num_prefix = layout
 
     def labels(length: int, of_keys: bool) -> torch.Tensor:
         runs = cut(length, window_size, kv_stride)
@@ -73,14 +56,15 @@ def masked_attention(
         ((9, 9), 2, 9),
     ],
 )
-def test_queries_attend_to_the_keys_of_their_window_and_gradients_likewise(
+def test_queries_attend_to_the_keys_of_their_window_with_the_right_gradients(
     size: tuple[int, int], kv_stride: int, window_size: int, num_prefix: int
 ) -> None:
     num_keys = num_prefix + -(-size[0] // kv_stride) * -(-size[1] // kv_stride)
     lengths = (num_prefix + size[0] * size[1], num_keys, num_keys)
     inputs = [torch.randn(2, length, 6, dtype=torch.double, requires_grad=True) for length in lengths]
-    ours = attend_in_windows(*inputs, 1, 0.3, size, kv_stride, window_size, num_prefix)
-    expected = masked_attention(*inputs, size, kv_stride, window_size, num_prefix)
+    layout = WindowLayout(size, kv_stride, window_size, num_prefix)
+    ours = attend_in_windows(*inputs, 1, 0.3, layout)
+    expected = masked_attention(*inputs, layout)
     torch.testing.assert_close(ours, expected)
     direction = torch.randn_like(ours)
     for got, want in zip(
@@ -92,7 +76,7 @@ def test_queries_attend_to_the_keys_of_their_window_and_gradients_likewise(
 @pytest.mark.parametrize('window_size', [9, 13, 100])
 def test_a_window_as_large_as_the_map_is_exactly_global_attention(window_size: int) -> None:
     query, key = torch.randn(2, 1 + 7 * 9, 12), torch.randn(2, 1 + 4 * 5, 12)
-    windowed = attend_in_windows(query, key, key, 3, 0.3, (7, 9), 2, window_size, 1)
+    windowed = attend_in_windows(query, key, key, 3, 0.3, WindowLayout((7, 9), 2, window_size, 1))
     assert torch.equal(windowed, attend(query, key, key, 3, 0.3))
 
 
@@ -103,7 +87,7 @@ def test_the_operator_for_compiled_graphs_is_a_well_behaved_one() -> None:
         arguments = (query, key, value, 3, 0.3, 7, 9, 2, window_size, 1)
         torch.library.opcheck(torch.ops.cvt_dense.attend_in_windows.default, arguments)
         opaque = torch.ops.cvt_dense.attend_in_windows(*arguments)
-        plain = attend_in_windows(query, key, value, 3, 0.3, (7, 9), 2, window_size, 1)
+        plain = attend_in_windows(query, key, value, 3, 0.3, WindowLayout((7, 9), 2, window_size, 1))
         assert torch.equal(opaque, plain)
         direction = torch.randn_like(plain)
         for got, want in zip(

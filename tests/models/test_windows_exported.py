@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from cvt_dense.models.window_layout import WindowLayout
 from cvt_dense.models.windows import attend_in_windows
 from cvt_dense.models.windows_exported import attend_in_padded_windows
 
@@ -16,7 +17,7 @@ def test_padded_windows_are_windows(window_size: int, kv_stride: int, num_prefix
     for height, width in itertools.product([1, 2, 7, 12, 13, 23], [5, 16, 17]):
         num_keys = -(-height // kv_stride) * -(-width // kv_stride)
         query, key, value = (torch.randn(2, num_prefix + n, 8) for n in (height * width, num_keys, num_keys))
-        settings = (2, 0.3, (height, width), kv_stride, window_size, num_prefix)
+        settings = (2, 0.3, WindowLayout((height, width), kv_stride, window_size, num_prefix))
         torch.testing.assert_close(
             attend_in_padded_windows(query, key, value, *settings),
             attend_in_windows(query, key, value, *settings),

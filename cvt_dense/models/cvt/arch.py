@@ -1,20 +1,15 @@
-"""The table of CvT variants, and the rule by which a setting is given per layer.
+"""The table of CvT variants.
 
 Source: Wu et al., "CvT: Introducing Convolutions to Vision Transformers", arXiv 2103.15808, table 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any
 
-Number: TypeAlias = int | float
-#: A scalar, one value per stage, or one sequence of values per stage (one value per block).
-PerBlock: TypeAlias = Number | Sequence[Number | Sequence[Number]]
-Window: TypeAlias = int | str | None
-#: Attention windows, by the same rule.
-WindowSize: TypeAlias = Window | Sequence[Window | Sequence[Window]]
+from ..per_block import PerBlock, is_number, per_block
 
 #: Side of the images that most published checkpoints were trained on last, in pixels.
 PRETRAIN_RESOLUTION = 384
@@ -28,8 +23,9 @@ class Arch:
         embed_dims: Channels of each stage.
         num_heads: Attention heads of each stage; each divides the stage's channels.
         depths: Blocks of each stage.
-        mlp_ratio: Hidden width of the MLP over its input width; per layer as :func:`per_block` reads it.
-        kv_stride: Stride of the convolutional projection of keys and values; per layer likewise.
+        mlp_ratio: Hidden width of the MLP over its input width; per layer, as
+            :func:`~cvt_dense.models.per_block.per_block` reads it.
+        kv_stride: Stride of the convolutional projection of keys and values; per layer, by the same rule.
 
     Raises:
         ValueError: If the settings contradict each other; the message names the setting.
@@ -58,7 +54,7 @@ class Arch:
             if dim % heads:
                 raise ValueError(f'embed_dims must be divisible by num_heads, got {dim} channels for {heads} heads')
         for dim, stage in zip(self.embed_dims, per_block(self.mlp_ratio, self.depths, 'mlp_ratio')):
-            if any(not _is_number(ratio) or int(dim * ratio) < 1 for ratio in stage):
+            if any(not is_number(ratio) or int(dim * ratio) < 1 for ratio in stage):
                 raise ValueError(f'mlp_ratio must hold numbers that leave a hidden unit, got {self.mlp_ratio!r}')
         for stage in per_block(self.kv_stride, self.depths, 'kv_stride'):
             if any(not isinstance(stride, int) or isinstance(stride, bool) or stride < 1 for stride in stage):
@@ -73,80 +69,10 @@ class Arch:
         """Total stride of each stage: 4 for the first one, twice that of the one before for the others."""
         return tuple(4 * 2**stage for stage in range(self.num_stages))
 
-
-def per_block(value: Any, depths: Sequence[int], name: str) -> list[list[Any]]:
-    """Spread a setting over all blocks: ``result[stage][block]``.
-
-    ``value`` is a scalar for all blocks, a sequence with one entry per stage, or a sequence whose entries are
-    themselves sequences with one value per block of that stage (the two may be mixed).
-
-    Raises:
-        ValueError: If a sequence has the wrong length; the message gives ``name`` and the length expected.
-    """
-    if not _is_sequence(value):
-        return [[value] * depth for depth in depths]
-    if len(value) != len(depths):
-        raise ValueError(f'{name} has {len(value)} values for {len(depths)} stages: {list(value)}')
-    spread = []
-    for stage, (entry, depth) in enumerate(zip(value, depths)):
-        if not _is_sequence(entry):
-            spread.append([entry] * depth)
-        elif len(entry) != depth:
-            raise ValueError(f'{name} of stage {stage} has {len(entry)} values for {depth} blocks: {list(entry)}')
-        else:
-            spread.append(list(entry))
-    return spread
-
-
-def drop_path_rates(rate: PerBlock, depths: Sequence[int]) -> list[list[float]]:
-    """Drop-path probability of each block: ``result[stage][block]``.
-
-    A scalar is the last block's; it rises to that linearly from 0 over all blocks (Huang et al., "Deep Networks with
-    Stochastic Depth", arXiv 1603.09382, section 3). Sequences are taken as :func:`per_block` does.
-
-    Raises:
-        ValueError: If a probability is outside [0, 1) or a sequence has the wrong length.
-    """
-    if not _is_number(rate):
-        rates = per_block(rate, depths, 'drop_path_rate')
-    else:
-        rising: Iterator[float] = (rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
-        rates = [[next(rising) for _ in range(depth)] for depth in depths]
-    if any(not _is_number(r) or not 0 <= r < 1 for stage in rates for r in stage):
-        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate!r}')
-    return rates
-
-
-def window_sizes(window_size: WindowSize, arch: Arch) -> list[list[int | None]]:
-    """Side of the attention windows of each block, in tokens: ``result[stage][block]``; None for global attention.
-
-    Args:
-        window_size: A value for all blocks, one per stage or one per block, as :func:`per_block` reads it; each a
-            number of tokens, ``'pretrain'`` (as many as the stage has for images of 384 pixels, the resolution of the
-            published checkpoints) or None.
-        arch: The variant.
-
-    Raises:
-        ValueError: If a value is none of these, or a sequence has the wrong length.
-    """
-    sizes: list[list[int | None]] = []
-    for stride, stage in zip(arch.strides, per_block(window_size, arch.depths, 'window_size')):
-        for value in stage:
-            is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not (value is None or value == 'pretrain' or is_number):
-                raise ValueError(
-                    f"window_size must hold positive integers, 'pretrain' or None, got {value!r} in {window_size!r}"
-                )
-        sizes.append([PRETRAIN_RESOLUTION // stride if value == 'pretrain' else value for value in stage])
-    return sizes
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    @property
+    def pretrain_grid(self) -> tuple[int, ...]:
+        """Side of each stage's map, in tokens, for images of :data:`PRETRAIN_RESOLUTION`."""
+        return tuple(PRETRAIN_RESOLUTION // stride for stride in self.strides)
 
 
 #: The published variants (table 2 of the paper; W24 in section 4.2).

@@ -14,20 +14,12 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, QuickGELU
 from torch import nn
 
-from ..attention import Size, attend
+from ..attention import attend
+from ..tokens import Size, map_to_tokens, tokens_to_map
+from ..window_layout import WindowLayout
 from ..windows import attend_in_windows
 
 NORM_EPS = 1e-5
-
-
-def tokens_to_map(tokens: torch.Tensor, size: Size) -> torch.Tensor:
-    """View ``(N, H * W, C)`` tokens as an ``(N, C, H, W)`` map (channels-last in memory)."""
-    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
-
-
-def map_to_tokens(x: torch.Tensor) -> torch.Tensor:
-    """View an ``(N, C, H, W)`` map as ``(N, H * W, C)`` tokens; free for channels-last memory."""
-    return x.flatten(2).transpose(1, 2)
 
 
 class ConvEmbed(nn.Module):
@@ -119,9 +111,8 @@ class ConvAttention(nn.Module):
         if self.window_size is None:
             attended = attend(query, key, value, self.num_heads, self.scale)
         else:
-            attended = attend_in_windows(
-                query, key, value, self.num_heads, self.scale, size, self.kv_stride, self.window_size, num_prefix
-            )
+            layout = WindowLayout(size, self.kv_stride, self.window_size, num_prefix)
+            attended = attend_in_windows(query, key, value, self.num_heads, self.scale, layout)
         return self.proj(attended)
 
     def _join(self, cls_token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

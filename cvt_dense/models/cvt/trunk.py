@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from ..attention import Size
-from .arch import Arch, PerBlock, WindowSize, drop_path_rates, get_arch, per_block, window_sizes
-from .layers import Block, ConvEmbed, tokens_to_map
+from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
+from ..recompute import recomputed
+from ..stages import run_stages
+from ..tokens import Size, tokens_to_map
+from .arch import Arch, get_arch
+from .layers import Block, ConvEmbed
 
 #: Side of the smallest image, in pixels: the stride of the deepest stage of the published variants.
 MIN_SIZE = 16
@@ -49,7 +50,7 @@ class Stage(nn.Module):
             tokens = torch.cat((cls_token, tokens), dim=1)
         for block in self.blocks:
             if self.with_cp and not torch.jit.is_scripting():
-                tokens = _recomputed(block, tokens, size)
+                tokens = recomputed(block, tokens, size)
             else:
                 tokens = block(tokens, size)
         return tokens, size
@@ -71,8 +72,9 @@ def build_stages(
     Args:
         arch: The variant.
         in_channels: Channels of the image.
-        drop_path_rate: As :func:`~cvt_dense.models.cvt.arch.drop_path_rates` takes it.
-        window_size: As :func:`~cvt_dense.models.cvt.arch.window_sizes` takes it.
+        drop_path_rate: As :func:`~cvt_dense.models.per_block.drop_path_rates` takes it.
+        window_size: As :func:`~cvt_dense.models.per_block.window_sizes` takes it; ``'pretrain'`` for the variant's
+            ``pretrain_grid``.
         num_stages: Only the first so many; all by default. The last stage of the variant has the cls token.
 
     Raises:
@@ -80,7 +82,7 @@ def build_stages(
     """
     mlp_ratio = per_block(arch.mlp_ratio, arch.depths, 'mlp_ratio')
     kv_stride = per_block(arch.kv_stride, arch.depths, 'kv_stride')
-    windows = window_sizes(window_size, arch)
+    windows = window_sizes(window_size, arch.depths, arch.pretrain_grid)
     drop_path = drop_path_rates(drop_path_rate, arch.depths)
     stages = []
     for index in range(arch.num_stages if num_stages is None else num_stages):
@@ -112,14 +114,14 @@ def reset_parameters(model: nn.Module) -> None:
 
 
 def check_images(x: torch.Tensor, in_channels: int) -> None:
-    """Refuse what CvT cannot take.
+    """Refuse input that CvT cannot take.
 
-    What it looks at is known without waiting for a GPU, so it does not look for NaN. A wrong device or precision is
-    left to torch to name: hooks that offload weights, and autocast, may mend it on the way.
+    Only what is known without waiting for a GPU is checked, so NaN is not. A wrong device or precision is left to
+    torch to report: hooks that offload weights, and autocast, may fix it on the way.
 
     Raises:
-        TypeError: If ``x`` is no tensor.
-        ValueError: If ``x`` is not ``(N, in_channels, H, W)``, holds no image, a too small one or other than floats.
+        TypeError: If ``x`` is not a tensor.
+        ValueError: If ``x`` is not ``(N, in_channels, H, W)``, holds no images or too small ones, or no floats.
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f'CvT takes one tensor of (N, {in_channels}, H, W) images, got {type(x).__name__}')
@@ -199,41 +201,8 @@ class CvTTrunk(nn.Module):
             ValueError: If the input has another shape, is too small, or does not hold floats.
         """
         check_images(x, self.in_channels)
-        maps, cls_token = [], None
-        for stage in self.stages:
-            tokens, size = stage(x)
-            x = stage.to_map(tokens, size)
-            maps.append(x)
-            cls_token = tokens[:, 0] if stage.num_prefix_tokens else None
+        stages = self.stages
+        outputs = run_stages(stages, x)
+        maps = [output for _, output in outputs]
+        cls_token = outputs[-1][0][:, 0] if stages[-1].num_prefix_tokens else None
         return maps, cls_token
-
-
-def _recomputed(block: Block, tokens: torch.Tensor, size: Size) -> torch.Tensor:
-    """A block's output, its activations computed once more in the backward pass instead of kept."""
-    if not torch.is_grad_enabled():
-        return block(tokens, size)
-    contexts = (nullcontext(), _KeepRunningStatistics(block))
-    return checkpoint(block, tokens, size, use_reentrant=False, context_fn=lambda: contexts)
-
-
-class _KeepRunningStatistics(AbstractContextManager):
-    """Lets BatchNorm in training mode normalise by the batch once more without counting it a second time.
-
-    Can be entered anew for each backward pass through a graph that is retained.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.momenta: dict[nn.modules.batchnorm._BatchNorm, float | None] = {}
-
-    def __enter__(self) -> None:
-        for module in self.module.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-                self.momenta[module] = module.momentum
-                module.momentum = 0.0
-
-    def __exit__(self, *exception: object) -> None:
-        for norm, momentum in self.momenta.items():
-            norm.momentum = momentum
-            norm.num_batches_tracked -= 1
-        self.momenta.clear()

@@ -29,6 +29,8 @@ from doctor_machine import FAIL, GIB, NOTE, OK, PACKAGES, PIP, PYTHON, ROOT, Res
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+    from cvt_dense.analysis.memory import MemoryEstimate
+
 COLOURS = {OK: '\x1b[32m', NOTE: '\x1b[33m', FAIL: '\x1b[31m'}
 #: What Python and its libraries take beside a training step on a CPU (0.8 GiB measured), CUDA's context on a GPU.
 OVERHEAD = int(0.8 * GIB)
@@ -167,9 +169,7 @@ def check_memory(cfg: Config, config: str) -> Iterator[Result]:
 
 def compare_memory(cfg: Config, config: str) -> Result:
     """Compare the estimate with what is free; if it looks too much, name options that need less."""
-    from cvt_dense.analysis.memory import estimate_memory
-
-    estimate = estimate_memory(cfg)
+    estimate = estimate_for(cfg)
     if estimate is None:
         return Result(NOTE, 'not estimated: the config does not say how large its images are')
     available, kind = machine.available_memory()
@@ -191,15 +191,25 @@ def compare_memory(cfg: Config, config: str) -> Result:
     return Result(NOTE, f'{text}; if memory runs out: {PYTHON} tools/train.py {config} {options}')
 
 
+def estimate_for(cfg: Config) -> MemoryEstimate | None:
+    """The estimated memory of a training step; None if the config does not say how large its images are."""
+    import torch
+
+    from cvt_dense.analysis.memory import estimate_memory
+    from cvt_dense.engine.model import build_model
+
+    with torch.device('meta'):
+        model = build_model(cfg)
+    return estimate_memory(cfg, model)
+
+
 def options_for_memory(cfg: Config, available: int) -> str:
     """Options of ``tools/train.py`` with which a step takes no more bytes than there are, by the same estimate."""
-    from cvt_dense.analysis.memory import estimate_memory
-
     cfg = copy.deepcopy(cfg)
     cfg.optim_wrapper.type = 'BFloat16OptimWrapper'  # what --amp sets
     cfg.model.backbone.with_cp = True
     batch_size = cfg.train_dataloader.batch_size
-    while (too_much := estimate_memory(cfg).total + OVERHEAD > available) and batch_size > 1:
+    while (too_much := estimate_for(cfg).total + OVERHEAD > available) and batch_size > 1:
         batch_size = cfg.train_dataloader.batch_size = batch_size // 2
     aside = ', with smaller images or a smaller backbone' if too_much else ''
     return f'--amp --cfg-options model.backbone.with_cp=True train_dataloader.batch_size={batch_size}{aside}'

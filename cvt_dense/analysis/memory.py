@@ -11,7 +11,6 @@ not compared.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,15 +20,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..datasets.paths import datasets_in
+from ..registry import type_name
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -99,33 +96,30 @@ class _LiveBytes(TorchDispatchMode):
         self._now -= size
 
 
-def estimate_memory(cfg: Config) -> MemoryEstimate | None:
+def estimate_memory(cfg: Config, model: nn.Module) -> MemoryEstimate | None:
     """Estimate what a training step of a config takes on one device; None if the config gives no size of images.
 
     Matching of predictions and ground truth, libraries' own scratch space and what PyTorch's allocator keeps for later
     are not counted; nor are heads that cannot run without values, which the estimate names.
 
     Args:
-        cfg: Left as it is. Its toolkit, mmdet or mmseg, has to be installed.
+        cfg: Config of a run of mmdet or mmseg.
+        model: The one that it describes, on the meta device; it is on fake tensors afterwards. (Built there and not on
+            fake tensors, which some heads copy: copies of fake tensors break the process later on.)
     """
     size = image_size(cfg)
     if size is None:
         return None
-    import_modules_from_strings([f'{cfg.default_scope}.models'])
     batch_size = cfg.train_dataloader.batch_size
-    settings = copy.deepcopy(cfg.model)
-    settings.backbone.init_cfg = None
-    is_mixed = cfg.optim_wrapper.get('type') in ('AmpOptimWrapper', 'BFloat16OptimWrapper')
-    # Not built on fake tensors, which some heads copy: copies of fake tensors break the process later on.
-    with torch.device('meta'), DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = revert_sync_batchnorm(MODELS.build(settings)).train()
+    is_mixed = type_name(cfg.optim_wrapper) in ('AmpOptimWrapper', 'BFloat16OptimWrapper')
+    model.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device='cpu')
         tensors = [*model.parameters(), *model.buffers()]
         with _LiveBytes(tensors) as live, torch.autocast('cpu', torch.bfloat16, enabled=is_mixed):
             left_out = _step(model, torch.zeros(batch_size, 3, *size), cfg.default_scope)
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    states = _OPTIMIZER_STATES.get(cfg.optim_wrapper.optimizer.type, 2)
+    states = _OPTIMIZER_STATES.get(type_name(cfg.optim_wrapper.optimizer), 2)
     return MemoryEstimate(
         parameters=sum(tensor.nbytes for tensor in tensors),
         gradients=gradients,

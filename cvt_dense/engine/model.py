@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
@@ -33,7 +35,7 @@ def build_model(cfg: Config, weights: str | None = None) -> nn.Module:
     try:
         import_modules_from_strings([f'{cfg.default_scope}.models'])
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            model = revert_sync_batchnorm(MODELS.build(cfg.model))
+            model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))  # some models change theirs
     except (ImportError, KeyError, TypeError, ValueError) as error:  # what registries and constructors raise
         raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
     if weights is not None:

@@ -19,6 +19,7 @@ from paths import ROOT
 from torch.nn.modules.module import register_module_forward_hook
 
 from cvt_dense.analysis.memory import MemoryEstimate, estimate_memory, image_size
+from cvt_dense.engine.model import build_model
 
 CONFIGS = ROOT / 'configs'
 SEGMENTOR, DETECTOR = 'upernet_cvttiny_shapes', 'maskrcnn_cvttiny_fpn_shapes'
@@ -29,6 +30,13 @@ def load(name: str, batch_size: int | None = None) -> Config:
     cfg.model.backbone.init_cfg = None
     cfg.train_dataloader.batch_size = batch_size or cfg.train_dataloader.batch_size
     return cfg
+
+
+def estimate_for(cfg: Config) -> MemoryEstimate:
+    """As the doctor estimates it."""
+    with torch.device('meta'):
+        model = build_model(cfg)
+    return estimate_memory(cfg, model)
 
 
 def detector_without_masks(batch_size: int) -> Config:
@@ -91,13 +99,13 @@ def test_parameters_gradients_and_optimizer_are_those_of_the_model(name: str) ->
     model = build(cfg)
     for optimizer, states in (('AdamW', 2), ('SGD', 1)):
         cfg.optim_wrapper.optimizer.type = optimizer
-        estimate = estimate_memory(cfg)
+        estimate = estimate_for(cfg)
         assert estimate.left_out == ()
         assert estimate.parameters == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
         assert estimate.gradients == sum(p.nbytes for p in model.parameters())
         assert estimate.optimizer == states * estimate.gradients
     cfg.model.backbone.frozen_stages = 0
-    assert estimate_memory(cfg).gradients == sum(p.nbytes for p in build(cfg).parameters() if p.requires_grad)
+    assert estimate_for(cfg).gradients == sum(p.nbytes for p in build(cfg).parameters() if p.requires_grad)
 
 
 def build(cfg: Config) -> torch.nn.Module:
@@ -135,32 +143,32 @@ def live_in_a_step(cfg: Config, size: tuple[int, int]) -> int:
 
 def test_a_segmentors_passes_are_those_of_a_real_step() -> None:
     cfg = load(SEGMENTOR, batch_size=2)
-    estimate = estimate_memory(cfg)
+    estimate = estimate_for(cfg)
     assert estimate.passes == pytest.approx(live_in_a_step(cfg, estimate.size), rel=0.02)
 
 
 def test_a_detectors_passes_are_those_of_a_real_step() -> None:
     cfg = detector_without_masks(batch_size=2)
-    estimate = estimate_memory(cfg)
+    estimate = estimate_for(cfg)
     assert estimate.passes == pytest.approx(live_in_a_step(cfg, estimate.size), rel=0.15)
 
 
 def test_passes_grow_with_the_batch_and_shrink_with_recomputing_and_precision() -> None:
     cfg = load(DETECTOR, batch_size=2)
-    two = estimate_memory(cfg).passes
+    two = estimate_for(cfg).passes
     cfg.train_dataloader.batch_size = 4
-    four = estimate_memory(cfg).passes
+    four = estimate_for(cfg).passes
     assert 1.8 * two < four <= 2.1 * two
     cfg.model.backbone.with_cp = True
-    recomputed = estimate_memory(cfg).passes
+    recomputed = estimate_for(cfg).passes
     assert recomputed < 0.8 * four
     cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
-    assert estimate_memory(cfg).passes < 0.8 * recomputed
+    assert estimate_for(cfg).passes < 0.8 * recomputed
 
 
 def test_heads_that_need_values_are_named() -> None:
-    assert estimate_memory(load('mask2former_cvt13_ade20k', 1)).left_out == ('decode_head',)
-    assert 'bbox_head' in estimate_memory(load('dino_cvt13_coco', 1)).left_out
+    assert estimate_for(load('mask2former_cvt13_ade20k', 1)).left_out == ('decode_head',)
+    assert 'bbox_head' in estimate_for(load('dino_cvt13_coco', 1)).left_out
 
 
 @pytest.fixture
@@ -188,12 +196,12 @@ def calls() -> Iterator[dict[str, list[int]]]:
     ],
 )
 def test_each_head_is_run(name: str, heads: dict[str, int], calls: dict[str, list[int]]) -> None:
-    assert estimate_memory(load(name, 1)).left_out == ()
+    assert estimate_for(load(name, 1)).left_out == ()
     assert {kind: len(calls.get(kind, ())) for kind in heads} == heads
 
 
 def test_heads_of_regions_take_as_many_as_the_sampler_draws_at_most(calls: dict[str, list[int]]) -> None:
     cfg = load(DETECTOR, batch_size=4)
     cfg.model.train_cfg.rcnn.sampler.update(num=50, pos_fraction=0.3)
-    estimate_memory(cfg)
+    estimate_for(cfg)
     assert (calls['Shared2FCBBoxHead'], calls['FCNMaskHead']) == ([200], [60])

@@ -11,9 +11,18 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
 _SETTINGS = {'layer_decay_rate', 'norm_decay_mult', 'bias_decay_mult', 'custom_keys'}
 
 

@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 optim_wrapper = dict(
-    constructor='LayerDecayOptimWrapperConstructor',  # backbone's norms and cls token stay without weight decay
+    constructor='LayerDecayOptimWrapperConstructor',  # no weight decay on the backbone's norms and cls token
     optimizer=dict(weight_decay=1e-4),
     clip_grad=dict(max_norm=0.1, norm_type=2),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),

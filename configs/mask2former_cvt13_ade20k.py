@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 optim_wrapper = dict(
-    constructor='LayerDecayOptimWrapperConstructor',  # backbone's norms and cls token stay without weight decay
+    constructor='LayerDecayOptimWrapperConstructor',  # no weight decay on the backbone's norms and cls token
     optimizer=dict(lr=1e-4, weight_decay=0.05),
     clip_grad=dict(max_norm=0.01, norm_type=2),
     paramwise_cfg=dict(

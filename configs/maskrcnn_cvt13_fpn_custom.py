@@ -1,19 +1,19 @@
-# Fine-tune on data of your own in COCO's format. Change the lines up to "below", and nothing else has to be.
+# Fine-tune on your own data in COCO format. Edit only the settings at the top.
 _base_ = 'maskrcnn_cvt13_fpn_coco.py'
 
 data_root = '{{$CUSTOM_ROOT:data/custom}}'
 train_annotations, train_images = 'annotations/train.json', 'train/'
 val_annotations, val_images = 'annotations/val.json', 'val/'
-classes = ('object',)  # as the annotation file has them, each with its comma
+classes = ('object',)  # as in the annotation file; a single name needs its comma
 
-# Below follows what these decide.
+# Derived from the settings above; no need to edit.
 data_hint = 'set data_root in the config, or CUSTOM_ROOT=DIR'
 dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(
     dataset=dict(
         ann_file=train_annotations,
         data_prefix=dict(img=train_images),
-        filter_cfg=dict(min_size=1),  # COCO's 32 would leave out small images without a word
+        filter_cfg=dict(min_size=1),  # COCO's 32 would silently drop small images
         **dataset,
     )
 )

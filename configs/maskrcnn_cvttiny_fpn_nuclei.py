@@ -1,5 +1,5 @@
-# Fine-tuning on data of one's own, worked out on a small model: cell nuclei of the Data Science Bowl 2018, one class,
-# up to 101 nuclei an image, half of them below 123 pixels in area. docs/finetuning.md says why each line is there.
+# Example of fine-tuning on your own data, with a small model: cell nuclei of the Data Science Bowl 2018, one class,
+# up to 101 nuclei per image, half of them below 123 pixels in area. docs/finetuning.md explains each setting.
 _base_ = 'maskrcnn_cvttiny_fpn_shapes.py'
 
 data_root = '{{$NUCLEI_ROOT:data/nuclei}}'
@@ -7,7 +7,7 @@ data_hint = 'put the nuclei there, or say where they are: NUCLEI_ROOT=DIR'
 classes = ('nucleus',)
 scale = (256, 256)  # longer and shorter side in pixels
 
-# The data
+# Data
 dataset = dict(data_root=data_root, metainfo=dict(_delete_=True, classes=classes))
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 test_pipeline[1] = dict(type='Resize', scale=scale, keep_ratio=True)
@@ -23,7 +23,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f'{data_root}/instances_val.json', proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
 
-# Tiny objects, and many of them
+# Many tiny objects
 proposals = dict(nms_pre=400, max_per_img=250)
 model = dict(
     rpn_head=dict(anchor_generator=dict(scales=[2, 4])),
@@ -34,7 +34,7 @@ model = dict(
     test_cfg=dict(rpn=proposals, rcnn=dict(max_per_img=150)),
 )
 
-# A short schedule
+# Short schedule
 max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = [

@@ -1,5 +1,5 @@
 # The demo: Mask R-CNN with a small CvT on 160-pixel scenes, small enough to train on two CPU cores. The heads are
-# narrow and see few proposals; GroupNorm makes up for neck and heads that start from scratch on a short schedule.
+# narrow and use few proposals; GroupNorm helps neck and heads, which train from scratch on a short schedule.
 _base_ = [
     '_base_/models/maskrcnn_cvt_fpn.py',
     '_base_/datasets/shapes_instance.py',

@@ -1,4 +1,4 @@
-# Parameters, gradients and optimizer states are split among the processes (FSDP), and gathered a block at a time.
+# Parameters, gradients and optimizer states are sharded across processes (FSDP), and gathered block by block.
 _base_ = 'maskrcnn_cvtw24_fpn_coco.py'
 
 runner_type = 'FlexibleRunner'

@@ -1,4 +1,4 @@
-# Fine-tune on label maps of your own. Change the lines up to "below", and nothing else has to be.
+# Fine-tune on your own label maps. Edit only the settings at the top.
 _base_ = 'upernet_cvt13_ade20k.py'
 
 data_root = '{{$CUSTOM_ROOT:data/custom}}'
@@ -6,9 +6,9 @@ train_images, train_labels = 'images/training', 'annotations/training'
 val_images, val_labels = 'images/validation', 'annotations/validation'
 image_suffix, label_suffix = '.jpg', '.png'
 classes = ('background', 'object')  # in the order of the labels 0, 1, …
-reduce_zero_label = False  # True: label 0 is no class but "unlabelled", and classes begins with label 1
+reduce_zero_label = False  # True: label 0 is "unlabelled", and classes starts with label 1
 
-# Below follows what these decide. 255 is always "unlabelled".
+# Derived from the settings above; no need to edit. 255 is always "unlabelled".
 data_hint = 'set data_root in the config, or CUSTOM_ROOT=DIR'
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline[1] = test_pipeline[2] = dict(type='LoadAnnotations', reduce_zero_label=reduce_zero_label)

@@ -1,4 +1,4 @@
-# Trains the demo's small backbone to segment the shapes: the first half of its pre-training (docs/demo.md).
+# Trains the demo's small backbone on segmentation of the shapes: the first half of its pre-training (docs/demo.md).
 _base_ = [
     '_base_/models/upernet_cvt.py',
     '_base_/datasets/shapes_semantic.py',

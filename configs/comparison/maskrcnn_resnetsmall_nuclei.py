@@ -1,4 +1,4 @@
-# ResNet in small: three stages of two basic blocks, with the same channels and strides as the small CvT.
+# A small ResNet: three stages of two basic blocks, with the same channels and strides as the small CvT.
 _base_ = '_base_/nuclei.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# Swin-T in small: three stages and the same channels, depths and heads as the small CvT.
+# A small Swin-T: three stages, with the same channels, depths and heads as the small CvT.
 _base_ = '_base_/camvid.py'
 
 model = dict(

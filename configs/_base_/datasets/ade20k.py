@@ -1,4 +1,4 @@
-# ADE20K (SceneParse150) in its usual layout below $ADE20K_ROOT; label 0, "other", is left out.
+# ADE20K (SceneParse150) in its usual layout in $ADE20K_ROOT; label 0, "other", is ignored.
 dataset_type = 'ADE20KDataset'
 data_root = '{{$ADE20K_ROOT:data/ade/ADEChallengeData2016}}'
 data_hint = 'put ADEChallengeData2016 there, or say where it is: ADE20K_ROOT=DIR'
@@ -13,7 +13,7 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-# The ground truth is loaded after the image was resized, so it keeps its own size.
+# The ground truth is loaded after the image is resized, so it keeps its original size.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),

@@ -1,4 +1,4 @@
-# Cityscapes in its usual layout below $CITYSCAPES_ROOT, labels converted to its 19 training classes.
+# Cityscapes in its usual layout in $CITYSCAPES_ROOT, with labels converted to its 19 training classes.
 _base_ = 'ade20k.py'
 
 dataset_type = 'CityscapesDataset'

@@ -1,4 +1,4 @@
-# COCO 2017 without its masks.
+# COCO 2017 without masks.
 _base_ = 'coco_instance.py'
 
 load_boxes = dict(type='LoadAnnotations', with_bbox=True)

@@ -1,4 +1,4 @@
-# COCO 2017 with DETR's augmentation: a random scale, for half of the images after a random crop.
+# COCO 2017 with DETR's augmentation: random resize, for half of the images after a random crop.
 _base_ = 'coco_detection.py'
 
 train_pipeline = _base_.train_pipeline

@@ -1,4 +1,4 @@
-# COCO 2017 in its usual layout below $COCO_ROOT.
+# COCO 2017 in its usual layout in $COCO_ROOT.
 dataset_type = 'CocoDataset'
 data_root = '{{$COCO_ROOT:data/coco}}'
 data_hint = 'put COCO 2017 there, or say where it is: COCO_ROOT=DIR'

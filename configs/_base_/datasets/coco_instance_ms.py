@@ -1,4 +1,4 @@
-# COCO 2017 at a shorter side that is drawn from 480 to 800 pixels for every image.
+# COCO 2017 with multi-scale training: each image's shorter side is sampled from 480 to 800 pixels.
 _base_ = 'coco_instance.py'
 
 train_pipeline = _base_.train_pipeline

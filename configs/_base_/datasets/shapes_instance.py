@@ -1,4 +1,4 @@
-# The shapes data set's instances, as tools/make_shapes.py writes them below $SHAPES_ROOT.
+# Instances of the shapes data set, as written by tools/make_shapes.py to $SHAPES_ROOT.
 _base_ = 'coco_instance.py'
 
 data_root = '{{$SHAPES_ROOT:data/shapes}}'

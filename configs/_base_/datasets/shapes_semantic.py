@@ -1,4 +1,4 @@
-# The same scenes' label maps; label 0, the background, is a class of its own.
+# Label maps of the same scenes; label 0, the background, is a class.
 _base_ = 'ade20k.py'
 
 data_root = '{{$SHAPES_ROOT:data/shapes}}'

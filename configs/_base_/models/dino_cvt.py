@@ -1,4 +1,4 @@
-# DINO (Zhang et al., arXiv 2203.03605) on strides 8, 16, 32 and 64; the last two are made by the neck.
+# DINO (Zhang et al., arXiv 2203.03605) on strides 8, 16, 32 and 64; the neck adds the last two.
 model = dict(
     type='DINO',
     num_queries=900,

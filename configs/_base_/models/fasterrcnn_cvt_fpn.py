@@ -1,4 +1,4 @@
-# Faster R-CNN (Ren et al., arXiv 1506.01497): Mask R-CNN's boxes alone.
+# Faster R-CNN (Ren et al., arXiv 1506.01497): Mask R-CNN without its mask head.
 _base_ = 'maskrcnn_cvt_fpn.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# Mask2Former (Cheng et al., arXiv 2112.01527) for semantic segmentation, on strides 4 to 32; the neck makes the last.
+# Mask2Former (Cheng et al., arXiv 2112.01527) for semantic segmentation, on strides 4 to 32; the neck adds the last.
 _base_ = 'upernet_cvt.py'
 
 num_classes = 150

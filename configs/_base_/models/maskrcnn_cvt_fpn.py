@@ -1,5 +1,5 @@
-# Mask R-CNN on CvT's strides 4/8/16. CvT has no stride 32: the FPN adds 32 and 64 by strided convolutions, so the
-# RPN sees strides 4/8/16/32/64 and the RoI heads the first four of them, as with any four-stage backbone.
+# Mask R-CNN on CvT's strides 4/8/16. CvT has no stride 32: the FPN adds 32 and 64 with strided convolutions. So the
+# RPN uses strides 4/8/16/32/64 and the RoI heads the first four, as with any four-stage backbone.
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(

@@ -1,4 +1,4 @@
-# RetinaNet (Lin et al., arXiv 1708.02002) on strides 8 to 128; strides 32 and up are made by the FPN.
+# RetinaNet (Lin et al., arXiv 1708.02002) on strides 8 to 128; the FPN adds strides 32 and up.
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(

@@ -1,4 +1,4 @@
-# UperNet (Xiao et al., arXiv 1807.10221) on CvT's strides 4/8/16; the auxiliary head sits on stride 16.
+# UperNet (Xiao et al., arXiv 1807.10221) on CvT's strides 4/8/16; the auxiliary head is on stride 16.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(

@@ -1,4 +1,4 @@
-# 160k iterations at 16 crops a batch; the rate warms up, then falls linearly to zero.
+# 160k iterations with a batch size of 16; after warm-up, the learning rate decays linearly to zero.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,4 +1,4 @@
-# 12 epochs at 16 images a batch; the rate drops tenfold after epochs 8 and 11.
+# 12 epochs with a batch size of 16; the learning rate drops tenfold after epochs 8 and 11.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

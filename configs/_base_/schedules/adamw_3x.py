@@ -1,4 +1,4 @@
-# 36 epochs at 16 images a batch; the rate drops tenfold after epochs 27 and 33.
+# 36 epochs with a batch size of 16; the learning rate drops tenfold after epochs 27 and 33.
 _base_ = 'adamw_1x.py'
 
 train_cfg = dict(max_epochs=36)

@@ -1,4 +1,4 @@
-# 80k iterations at 16 crops a batch.
+# 80k iterations with a batch size of 16.
 _base_ = 'adamw_160k.py'
 
 train_cfg = dict(max_iters=80000, val_interval=8000)

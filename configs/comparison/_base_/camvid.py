@@ -1,11 +1,11 @@
-# Street scenes, from scratch: the small UperNet of the shapes on crops of 192 pixels. 11 classes, label 0 is void.
-# $CAMVID_ROOT has ADE20K's layout.
+# CamVid street scenes, from scratch: the small UperNet of the shapes, on crops of 192 pixels. 11 classes, label 0 is
+# void. $CAMVID_ROOT has ADE20K's layout.
 _base_ = '../../upernet_cvttiny_shapes.py'
 
 data_root = '{{$CAMVID_ROOT:data/camvid}}'
 data_hint = 'put CamVid there, or say where it is: CAMVID_ROOT=DIR'
 crop_size = (192, 192)
-# In the order of its classes.txt.
+# In the order of classes.txt.
 classes = [
     *('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'signsymbol'),
     *('fence', 'car', 'pedestrian', 'bicyclist'),

@@ -1,5 +1,5 @@
-# Cell nuclei, from scratch and for longer: 256x256 pixels, one class. $NUCLEI_ROOT has instances_{train,val}.json and
-# the folders train and val.
+# Cell nuclei, from scratch on a longer schedule: 256x256 pixels, one class. $NUCLEI_ROOT has
+# instances_{train,val}.json and the folders train and val.
 _base_ = '../../maskrcnn_cvttiny_fpn_nuclei.py'
 
 model = dict(backbone=dict(norm_eval=False, drop_path_rate=0.0, init_cfg=None))

@@ -88,5 +88,5 @@ set -m  # in a process group of its own, so that no compiler goes on when this i
 make_env </dev/null &
 set +m
 trap 'kill -- -$! && wait; fail "interrupted: the next run starts again, with what uv has kept"' INT TERM HUP
-wait $! || fail "$venv is not complete; python3 tools/doctor.py looks for the cause, and uv.log in it has all output"
+wait $! || fail "$venv is not complete; python3 tools/doctor.py looks for causes (at 'compiling'), all output is in $venv/uv.log"
 echo "environment $venv is ready"

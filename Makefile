@@ -7,17 +7,24 @@ PYTEST_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST = -m pytest -n $(TEST_JOBS) --dist worksteal
 DEMO_ARGS ?=
+LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-openmmlab demo test test-openmmlab test-openmmlab-core lint clean
+.PHONY: help env env-openmmlab lock demo test test-openmmlab test-openmmlab-core lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 28
 	@echo
-	@echo 'Settings: VENV=folder VENV_OPENMMLAB=folder PYTHON=python3.x DEMO_ARGS="..." PYTEST_ARGS="..." TEST_JOBS=2'
+	@echo 'Settings: VENV=folder VENV_OPENMMLAB=folder PYTHON=python3.x LOCK_ARGS=--upgrade DEMO_ARGS="..." PYTEST_ARGS="..." TEST_JOBS=2'
 
 env:  ## make or update the virtual environment (.venv, or VENV=folder)
-	@"$(PYTHON)" tools/setup_env.py --venv "$(VENV)"
+	@bash tools/make_env.sh "$(VENV)" onedl "$(PYTHON)"
+
+env-openmmlab:  ## the same with upstream OpenMMLab and the oldest torch (.venv-openmmlab)
+	@bash tools/make_env.sh "$(VENV_OPENMMLAB)" openmmlab "$(PYTHON)"
+
+lock: env  ## compile the pins of requirements/*.txt from *.in and pyproject.toml
+	@bash tools/make_env.sh "$(VENV)" lock "$(PYTHON)" $(LOCK_ARGS)
 
 demo: env  ## train and evaluate small models on data that comes with the project
 	"$(VENV)/bin/python" tools/demo.py $(DEMO_ARGS)
@@ -35,9 +42,6 @@ CORE = tests/models/cvt/test_trunk.py tests/backbones/test_cvt.py tests/checkpoi
 	tests/tools/test_train.py::test_a_detector_trains_is_killed_resumes_and_is_tested \
 	tests/tools/test_train.py::test_a_segmentor_trains_is_killed_resumes_and_is_tested \
 	-k 'not compiled_gradients and not w24'
-
-env-openmmlab:
-	@"$(PYTHON)" tools/setup_env.py --stack openmmlab --venv "$(VENV_OPENMMLAB)"
 
 test-openmmlab: env-openmmlab  ## run the tests with upstream OpenMMLab and the oldest torch
 	OMP_NUM_THREADS=1 "$(VENV_OPENMMLAB)/bin/python" $(PYTEST) $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""Packaging of cvt_dense.
+"""What only code can say of the packaging; the rest is in ``pyproject.toml``.
 
 Besides the package, ``configs/`` and ``tools/`` are laid into ``cvt_dense/.mim``, where
 OpenMMLab's ``mim`` looks for them: as copies in a wheel, as links in an editable install.
@@ -7,27 +7,15 @@ OpenMMLab's ``mim`` looks for them: as copies in a wheel, as links in an editabl
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MIM_ITEMS = ('configs', 'tools', 'model-index.yml')
-
-
-def read(name: str) -> str:
-    """The text of a file of the checkout; empty if it is not there."""
-    path = ROOT / name
-    return path.read_text(encoding='utf-8') if path.exists() else ''
-
-
-def version() -> str:
-    """The version, without importing the package, which would need torch."""
-    return re.search(r"^__version__ = '([^']+)'", read('cvt_dense/version.py'), re.MULTILINE).group(1)
 
 
 def remove(path: Path) -> None:
@@ -58,76 +46,12 @@ class BuildPyWithMim(build_py):
                 shutil.copy(source, mim)
 
 
-ONEDL = [
-    'onedl-mmengine>=0.10.8',
-    'onedl-mmcv>=2.3',
-    'onedl-mmdetection>=3.5',
-    'onedl-mmsegmentation>=1.4',
-    'setuptools<81',
-]
-OPENMMLAB = [
-    'mmengine>=0.10',
-    'mmcv>=2.0',
-    'mmdet>=3.0',
-    'mmsegmentation>=1.0',
-    'ftfy',
-    'regex',
-    'setuptools<81',
-]
-EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
-DEMO = ['scikit-image', 'matplotlib']
-TENSORBOARD = ['tensorboard']
-TESTS = ['pytest', 'pytest-xdist', 'hypothesis', 'transformers', *TENSORBOARD]
-
 # What a build leaves in the checkout goes again: a stale build/ would get into the next wheel.
 BUILT_HERE = {'bdist_wheel', 'sdist', 'dist_info', 'egg_info', 'editable_wheel'} & set(sys.argv)
 leftovers = [path for path in (ROOT / 'build', ROOT / 'cvt_dense.egg-info') if BUILT_HERE and not path.exists()]
 
 try:
-    setup(
-        name='cvt_dense',
-        version=version(),
-        description='CvT, the convolutional vision Transformer, as a backbone for detection and segmentation',
-        long_description=read('README.md'),
-        long_description_content_type='text/markdown',
-        license='Apache-2.0',
-        keywords=['computer vision', 'object detection', 'semantic segmentation', 'vision transformer'],
-        classifiers=[
-            'Development Status :: 4 - Beta',
-            'Intended Audience :: Science/Research',
-            'Operating System :: POSIX :: Linux',
-            'Programming Language :: Python :: 3',
-            'Programming Language :: Python :: 3.10',
-            'Programming Language :: Python :: 3.11',
-            'Programming Language :: Python :: 3.12',
-            'Topic :: Scientific/Engineering :: Image Recognition',
-        ],
-        packages=find_packages(include=['cvt_dense', 'cvt_dense.*']),
-        package_data={'cvt_dense': ['**/*.safetensors']},
-        cmdclass={'build_py': BuildPyWithMim},
-        python_requires='>=3.10',
-        # No mm package here: two stacks carry the same import names, and pulling in the other one would
-        # break a project that has either. The extras name them.
-        install_requires=[
-            'torch',  # 2.6 or later, which the package checks itself: another torch would break a compiled mmcv
-            'timm>=1.0.20',
-            'safetensors>=0.4',
-            'huggingface_hub>=0.20',
-            'filelock',
-            'tqdm',
-            'numpy>=1.22',
-        ],
-        extras_require={
-            'onedl': ONEDL,
-            'openmmlab': OPENMMLAB,
-            'export': EXPORT,
-            'demo': DEMO,
-            'tensorboard': TENSORBOARD,
-            'tests': TESTS,
-            'dev': [*TESTS, 'ruff', *DEMO, *EXPORT],
-        },
-        zip_safe=False,
-    )
+    setup(cmdclass={'build_py': BuildPyWithMim})
 finally:
     for path in leftovers:
         remove(path)

@@ -227,22 +227,24 @@ def test_the_installation_page_names_what_is_pinned_and_what_exists() -> None:
     page = (ROOT / 'docs' / 'install.md').read_text()
     for path in re.findall(r'\b(?:requirements|tests|tools)/[\w/]+(?:\.\w+)?', page):
         assert (ROOT / path).exists(), path
+    assert re.search(r'uv==[\d.]+', page)[0] in (ROOT / 'tools' / 'make_env.sh').read_text()
     targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
     assert set(re.findall(r'\bmake ([\w-]+)', page)) <= set(targets)
     table = re.search(r'## What was tried together\n(.+?)\n## ', page, re.DOTALL)[1]
     rows = dict(re.findall(r'^\| ([\w, ]+) \| (.+) \|$', table, re.MULTILINE))
-    for column, folder in enumerate(('requirements', 'requirements/openmmlab')):
-        pins = [path.read_text() for path in sorted((ROOT / folder).glob('*.txt'))]
+    for column, stack in enumerate(('onedl', 'openmmlab')):
+        pins = (ROOT / 'requirements' / f'{stack}.txt').read_text()
         for packages in ('torch, torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'):
             cell = rows[packages].split(' | ')[column].removeprefix('onedl ')
             for package, version in zip(packages.split(', '), cell.split(', '), strict=True):
                 name = {'mmdet': 'mm(?:det|detection)'}.get(package, package)
-                assert re.search(rf'^(?:onedl-)?{name}=={re.escape(version)}$', '\n'.join(pins), re.MULTILINE), package
+                assert re.search(rf'^(?:onedl-)?{name}=={re.escape(version)}$', pins, re.MULTILINE), package
 
 
 #: Where others' messages of the troubleshooting page come from: what is installed, except for what cannot be here.
 SOURCES = [
     *(path for folder in ('cvt_dense', 'tools') for path in (ROOT / folder).rglob('*.py')),
+    ROOT / 'tools' / 'make_env.sh',
     *(
         Path(importlib.util.find_spec(package).origin).parent / file
         for package, file in (
@@ -256,7 +258,8 @@ SOURCES = [
     ),
 ]
 NOT_HERE = re.compile(
-    r'No module named|undefined symbol|torchvision::nms|^MMCV==|sctypes|libGL|CUDA out of|Lowering|mmseg::'
+    r'terminated program|No module named|undefined symbol|torchvision::nms|^MMCV==|sctypes|libGL|CUDA out of|Lowering'
+    r'|mmseg::'
 )
 
 
@@ -281,7 +284,7 @@ def test_badges_say_what_is_tried() -> None:
     badges = {' '.join(badge) for badge in badges.items()}
     oldest, newest = (
         re.search(r'^torch==(\d+\.\d+)', (ROOT / 'requirements' / file).read_text(), re.MULTILINE)[1]
-        for file in ('openmmlab/torch.txt', 'torch.txt')
+        for file in ('openmmlab.txt', 'onedl.txt')
     )
     tried = re.search(r'## What was tried together\n\nPython (\S+),', (ROOT / 'docs/install.md').read_text())[1]
     assert (ROOT / 'LICENSE').read_text().split()[:4] == ['Apache', 'License', 'Version', '2.0,']

@@ -252,6 +252,7 @@ def environment_checks(scopes: set[str]) -> list[Check]:
         Check('pair', machine.check_torchvision_pair),
         Check('stack', machine.check_stack),
         Check('mmcv operators', machine.check_mmcv_operators),
+        Check('compiling', machine.check_compiling),
         Check('gpu', machine.check_gpu),
         Check('attention', machine.check_attention),
     ]

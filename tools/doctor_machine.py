@@ -13,21 +13,34 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from setup_env import CHECK_OPS, NEWEST_PYTHON, OLDEST_PYTHON, nvcc_version, visible_gpus
-
 ROOT = Path(__file__).resolve().parents[1]
 OK, NOTE, FAIL = 'ok', 'note', 'FAIL'
 GIB = 2**30
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+COMPILER_GIB = 2  # what compiling the larger of mmcv's files takes
+ENVIRONMENT_GIB = 8  # torch's CUDA packages, as they are downloaded and unpacked
 PYTHON = 'python' if shutil.which('python') == sys.executable else shlex.quote(sys.executable)
 PIP = f'{PYTHON} -m pip'
 #: The page that names the indexes of torch's builds for each version of CUDA.
 TORCH_WHEELS = 'https://pytorch.org/get-started/locally'
+#: Whether mmcv's operators work, and with sys.argv[1] 'cuda', whether they were built with CUDA.
+CHECK_OPS = """
+import torch, mmcv.ops
+boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 8.], [20., 20., 30., 30.]])
+kept = mmcv.ops.nms(boxes, torch.tensor([.9, .8, .7]), .5)[1].tolist()
+assert kept == [0, 2], f'mmcv.ops.nms kept {kept}'
+import sys
+if sys.argv[1] == 'cuda':
+    assert mmcv.ops.get_compiling_cuda_version() != 'not available', 'mmcv was built without CUDA'
+"""
 #: Goes after CHECK_OPS: operators can be built for another generation of GPUs.
 NMS_ON_GPU = 'mmcv.ops.nms(boxes.cuda(), torch.tensor([.9, .8, .7]).cuda(), .5)'
 
@@ -62,7 +75,8 @@ PACKAGES = (
     Package('torch', {'torch': '2.6'}),
     Package('torchvision', {'torchvision': '0.21'}),
     Package('safetensors', {'safetensors': '0.4'}),
-    Package('huggingface_hub', {'huggingface_hub': '0.20'}),
+    Package('huggingface_hub', {'huggingface_hub': '0.25'}),
+    Package('wrapt', {'wrapt': '1.14'}),
     Package('timm', {'timm': '1.0.20'}),
     Package('mmengine', {'onedl-mmengine': '0.10.8', 'mmengine': '0.10', 'mmengine-lite': '0.10'}),
     Package('mmcv', {'onedl-mmcv': '2.3', 'mmcv': '2.0', 'mmcv-lite': '2.0'}),
@@ -236,6 +250,107 @@ def check_mmcv_operators() -> Iterator[Result]:
 
 
 # ----------------------------------------------------------------------------------------------------
+# Compiling mmcv's operators
+# ----------------------------------------------------------------------------------------------------
+
+
+def visible_gpus(env: dict[str, str]) -> list[str]:
+    """The compute capabilities of the NVIDIA GPUs that can be used, such as ``['9.0']``."""
+    if env.get('CUDA_VISIBLE_DEVICES', 'all') in ('', '-1') or not shutil.which('nvidia-smi'):
+        return []
+    query = ['nvidia-smi', '--query-gpu=compute_cap', '--format=csv,noheader']
+    try:
+        result = subprocess.run(query, env=env, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return sorted(set(re.findall(r'^\d+\.\d+$', result.stdout, re.MULTILINE))) if result.returncode == 0 else []
+
+
+def nvcc_version(env: dict[str, str]) -> str | None:
+    """The version of the CUDA compiler that torch's extension builder would take, such as ``13.0``."""
+    home = env.get('CUDA_HOME') or env.get('CUDA_PATH')
+    nvcc = f'{home}/bin/nvcc' if home else shutil.which('nvcc') or '/usr/local/cuda/bin/nvcc'
+    try:
+        result = subprocess.run([nvcc, '--version'], env=env, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r'release (\d+\.\d+)', result.stdout)
+    return found.group(1) if found else None
+
+
+def mmcv_target(torch_cuda: str | None, env: dict[str, str]) -> tuple[str, str]:
+    """What to build mmcv's operators for: ``'cpu'``, or CUDA where there is a GPU or ``FORCE_CUDA=1`` asks for it.
+
+    Args:
+        torch_cuda: The version of CUDA that torch is built for, if any.
+        env: The variables of the environment.
+
+    Returns:
+        ``'cpu'`` or, with the toolkit's version and the GPUs' capabilities, ``'cuda-13.0-9.0'``; and if it is the CPU
+        for want of a toolkit that fits, the reason.
+    """
+    force = env.get('FORCE_CUDA', '')
+    gpus = visible_gpus(env) if force != '0' else []
+    if not gpus and force != '1':
+        return 'cpu', ''
+    nvcc = nvcc_version(env)
+    if not torch_cuda:
+        return 'cpu', 'torch is built without CUDA'
+    if nvcc is None:
+        return 'cpu', f'nvcc was not found: install the CUDA toolkit {torch_cuda}, or set CUDA_HOME'
+    if nvcc.split('.')[0] != torch_cuda.split('.')[0]:
+        return 'cpu', f'nvcc is of CUDA {nvcc} and torch of CUDA {torch_cuda}: set CUDA_HOME to a toolkit that fits'
+    return f'cuda-{nvcc}-{env.get("TORCH_CUDA_ARCH_LIST") or " ".join(gpus) or "all"}', ''
+
+
+def compiler_jobs() -> int:
+    """As many compilers as there are CPUs for us, or as fit into memory."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return max(1, min(cpus, memory // (COMPILER_GIB * GIB)))
+
+
+def check_compiling() -> Iterator[Result]:
+    """Whether `make env` can compile mmcv's operators here. Failures where they are not there yet, else notes."""
+    spec = find_spec('mmcv')
+    compiled = bool(spec and spec.origin and list(Path(spec.origin).parent.glob('_ext.*')))
+    problems = list(compiling_problems(dict(os.environ)))
+    for problem, fix in problems:
+        yield Result(NOTE, f'{problem}: {fix}') if compiled else Result(FAIL, problem, fix)
+    if not problems:
+        yield Result(OK, "all is there that compiling mmcv's operators takes")
+
+
+def compiling_problems(env: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """What stops `make env` from compiling mmcv's operators, and what to do about it."""
+    python = 'python{}.{}'.format(*sys.version_info)
+    names = env.get('CXX', '').split()[:1] or ['c++', 'g++', 'clang++']
+    if not any(shutil.which(name) for name in names):
+        yield f'no C++ compiler was found ({", ".join(names)})', 'apt install g++ (Debian and Ubuntu)'
+    if not Path(sysconfig.get_path('include'), 'Python.h').is_file():
+        yield "Python's headers were not found", f'apt install {python}-dev (Debian and Ubuntu)'
+    if find_spec('ensurepip') is None:
+        yield 'this Python cannot make virtual environments', f'apt install {python}-venv (Debian and Ubuntu)'
+    jobs = int(env['MAX_JOBS']) if env.get('MAX_JOBS', '').isdigit() else compiler_jobs()
+    free = system_memory() / GIB
+    if jobs > 1 and free < jobs * COMPILER_GIB:
+        told = f'{jobs} compilers can take {jobs * COMPILER_GIB} GiB of memory, and {free:.1f} GiB are free'
+        yield told, 'MAX_JOBS=1 make env'
+    places = {'VENV': ROOT, 'UV_CACHE_DIR': env.get('UV_CACHE_DIR') or Path.home(), 'TMPDIR': tempfile.gettempdir()}
+    for name, folder in places.items():
+        space = shutil.disk_usage(folder).free / GIB if Path(folder).exists() else ENVIRONMENT_GIB
+        if space < ENVIRONMENT_GIB:
+            told = f'an environment takes up to {ENVIRONMENT_GIB} GiB, and {space:.1f} GiB are free in {folder}'
+            yield told, f'make env {name}=FOLDER, on another disk'
+    if find_spec('torch') is not None:
+        import torch
+
+        problem = mmcv_target(torch.version.cuda, env)[1]
+        if problem:
+            yield f'no operators for the GPU: {problem}', 'FORCE_CUDA=0 make env, for operators on the CPU only'
+
+
+# ----------------------------------------------------------------------------------------------------
 # The machine
 # ----------------------------------------------------------------------------------------------------
 
@@ -312,14 +427,19 @@ def kernel_runs(backend: Any, dtype: Any, device: str) -> bool:
 
 
 def available_memory() -> tuple[int, str]:
-    """Bytes that a run can still take, and of what: the GPU's memory, or the system's within a container's limit."""
+    """Bytes that a run can still take, and of what: the GPU's memory, or the system's."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0], 'GPU memory'
+    return system_memory(), 'system memory'
+
+
+def system_memory() -> int:
+    """Bytes of the system's memory that are free, within a container's limit."""
     found = re.search(r'^MemAvailable:\s+(\d+) kB', Path('/proc/meminfo').read_text(), re.MULTILINE)
     available = int(found[1]) * 1024
     limit, used = (Path('/sys/fs/cgroup') / f'memory.{name}' for name in ('max', 'current'))
     if limit.is_file() and limit.read_text().strip().isdigit():
         available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available, 'system memory'
+    return available

@@ -19,6 +19,7 @@ PROGRAMS = (
     'pip',
     'tensorboard',
     'apt-get',
+    'uv',
     'git',
     'cd',
     'cp',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.metadata
 import io
@@ -12,7 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,9 +152,16 @@ def test_this_environment_is_all_right() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith('nothing failed\n')
     lines = lines_of(result.stdout)
-    assert set(BY_MODULE) | {'python', 'setuptools', 'pair', 'stack', 'mmcv operators', 'gpu', 'attention'} == set(
-        lines
-    )
+    assert set(BY_MODULE) | {
+        'python',
+        'setuptools',
+        'pair',
+        'stack',
+        'mmcv operators',
+        'compiling',
+        'gpu',
+        'attention',
+    } == set(lines)
     assert len(result.stdout.splitlines()) >= len(lines) + 1
     assert '\x1b' not in result.stdout
 
@@ -197,10 +205,8 @@ def test_without_cvt_dense_it_says_how_to_install_it() -> None:
     assert f"pip install --no-deps --no-build-isolation -e '{ROOT}'" in lines_of(result.stdout)['config']
 
 
-def test_minimum_versions_are_those_of_setup_py() -> None:
-    strings = {
-        node.value for node in ast.walk(ast.parse((ROOT / 'setup.py').read_text())) if isinstance(node, ast.Constant)
-    }
+def test_minimum_versions_are_those_of_pyproject_toml() -> None:
+    strings = re.findall(r"'(.+?)'", (ROOT / 'pyproject.toml').read_text())
     for package in PACKAGES:
         for name, version in package.minimum.items():
             if name not in ('torch', 'torchvision', 'mmengine-lite', 'mmcv-lite'):
@@ -351,6 +357,62 @@ def test_operators_without_cuda_where_there_is_a_gpu(monkeypatch: pytest.MonkeyP
         pytest.skip('mmcv was built with CUDA')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert_fails(machine.check_mmcv_operators(), 'mmcv was built without CUDA', 'FORCE_CUDA=1 MMCV_WITH_OPS=1')
+
+
+#: What stops mmcv from being compiled: the attribute of a module that shows it, what it is then, and what is told.
+CANNOT_COMPILE: dict[str, tuple[object, str, Callable[..., object], str, str]] = {
+    'compiler': (shutil, 'which', lambda name: None, 'no C++ compiler', 'apt install g++'),
+    'headers': (sysconfig, 'get_path', lambda name: '/nowhere', 'headers were not found', '-dev'),
+    'memory': (machine, 'system_memory', lambda: 3 * machine.GIB, '2 compilers can take 4 GiB', 'MAX_JOBS=1 make env'),
+    'disk': (shutil, 'disk_usage', lambda folder: SimpleNamespace(free=machine.GIB), '1.0 GiB are free', 'VENV=FOLDER'),
+    'toolkit': (machine, 'mmcv_target', lambda cuda, env: ('cpu', 'nvcc was not found'), 'nvcc', 'FORCE_CUDA=0'),
+}
+
+
+@pytest.mark.parametrize('case', CANNOT_COMPILE)
+def test_what_stops_mmcv_from_being_compiled(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, name, value, told, fix = CANNOT_COMPILE[case]
+    monkeypatch.setenv('MAX_JOBS', '2')
+    monkeypatch.setattr(machine, 'system_memory', lambda: 8 * machine.GIB)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=99 * machine.GIB))
+    monkeypatch.setattr(machine, 'mmcv_target', lambda cuda, env: ('cpu', ''))
+    assert only(machine.check_compiling()).status == OK
+    monkeypatch.setattr(module, name, value)
+    first, *_ = machine.check_compiling()  # mmcv is compiled here already
+    assert first.status == NOTE
+    assert told in first.text
+    assert fix in first.text
+    monkeypatch.setattr(machine, 'find_spec', lambda name: None if name == 'mmcv' else find_spec(name))
+    first, *_ = machine.check_compiling()
+    assert_fails(iter([first]), told, fix)
+
+
+@pytest.mark.parametrize(
+    ('variables', 'gpus', 'nvcc', 'target', 'problem'),
+    [
+        ({}, [], '13.0', 'cpu', ''),
+        ({'FORCE_CUDA': '0'}, ['9.0'], '13.0', 'cpu', ''),
+        ({}, ['9.0'], '13.1', 'cuda-13.1-9.0', ''),
+        ({'FORCE_CUDA': '1'}, [], '13.0', 'cuda-13.0-all', ''),
+        ({'TORCH_CUDA_ARCH_LIST': '8.0;9.0'}, ['9.0'], '13.0', 'cuda-13.0-8.0;9.0', ''),
+        ({}, ['9.0'], None, 'cpu', 'nvcc was not found: install the CUDA toolkit 13.0'),
+        ({'FORCE_CUDA': '1'}, [], '12.4', 'cpu', 'nvcc is of CUDA 12.4 and torch of CUDA 13.0'),
+    ],
+)
+def test_what_mmcv_is_built_for(
+    variables: dict[str, str],
+    gpus: list[str],
+    nvcc: str | None,
+    target: str,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, 'visible_gpus', lambda env: gpus)
+    monkeypatch.setattr(machine, 'nvcc_version', lambda env: nvcc)
+    found = machine.mmcv_target('13.0', variables)
+    assert found[0] == target
+    assert found[1].startswith(problem)
+    assert bool(found[1]) == bool(problem)
 
 
 # ----------------------------------------------------------------------------------------------------

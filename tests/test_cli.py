@@ -28,9 +28,9 @@ def test_a_run_that_ends_well_exits_with_0(capsys: pytest.CaptureFixture[str]) -
     assert ended(lambda: None, capsys) == (0, [])
 
 
-@pytest.mark.parametrize('error', [UserError('mend this'), CheckpointError('mend this')])
+@pytest.mark.parametrize('error', [UserError('fix this'), CheckpointError('fix this')])
 def test_a_users_mistake_exits_with_2_and_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(raising(error), capsys) == (2, ['error: mend this'])
+    assert ended(raising(error), capsys) == (2, ['error: fix this'])
 
 
 def test_a_refused_pickle_exits_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:

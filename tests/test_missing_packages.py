@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from doctor_machine import PACKAGES
 from mmengine.config import Config
 from paths import ROOT
 
@@ -62,6 +63,15 @@ def test_what_pip_brings_along_is_named_by_the_import(missing: str) -> None:
     assert out == ''
     assert error.startswith('ModuleNotFoundError')
     assert missing in error
+
+
+def test_a_torch_that_is_too_old_is_named_by_the_import() -> None:
+    old = "import torch; torch.__version__ = torch.torch_version.TorchVersion('2.5.1+cpu'); import cvt_dense"
+    oldest = next(package for package in PACKAGES if package.module == 'torch').minimum['torch']
+    out, error = run(old)
+    assert out == ''
+    assert error.startswith(f'ImportError: cvt_dense needs torch {oldest} or later')
+    assert error.endswith('this is 2.5.1+cpu')
 
 
 TOOLS = """

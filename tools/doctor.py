@@ -1,7 +1,7 @@
-"""Look over this machine, and a config, for what would stop or spoil a run, and say what mends it.
+"""Check this machine and a config for what would stop or spoil a run, and say how to fix it.
 
-One line a check: 'ok', 'note' for what is worth knowing and not wrong, 'FAIL' with the command that mends it. The exit
-code is 1 if anything failed, and 2 if there is no such config. Nothing is changed and nothing downloaded.
+One line per check: 'ok', 'note' for what is worth knowing but not wrong, 'FAIL' with the command that fixes it. The
+exit code is 1 if anything failed, and 2 if there is no such config. Nothing is changed or downloaded.
 
 Example:
     python tools/doctor.py
@@ -47,14 +47,14 @@ class Check:
 
 
 def results_of(check: Check) -> list[Result]:
-    """What a check finds; what it does not foresee is a failure, too, and the other checks go on."""
+    """What a check finds; an unexpected error is a failure too, and the other checks continue."""
     try:
-        with redirect_stdout(io.StringIO()):  # packages say this and that as they are imported
+        with redirect_stdout(io.StringIO()):  # packages print things as they are imported
             results = list(check.run())
     except ImportError as error:
-        results = [Result(FAIL, f'cannot be looked at: {in_a_line(error)}', 'see the lines above')]
-    except Exception as error:  # a machine that is broken in a way that nobody thought of
-        results = [Result(FAIL, f'unforeseen {in_a_line(error)}', f'{PIP} check, and mend what it names')]
+        results = [Result(FAIL, f'cannot be checked: {in_a_line(error)}', 'see the lines above')]
+    except Exception as error:  # a machine may be broken in any way
+        results = [Result(FAIL, f'unexpected {in_a_line(error)}', f'{PIP} check, and fix what it names')]
     return results
 
 
@@ -67,8 +67,8 @@ def report(checks: list[Check]) -> int:
             status = f'{result.status:<5}'
             if coloured:
                 status = f'{COLOURS[result.status]}{status}\x1b[0m'
-            mend = f'; to mend it: {result.mend}' if result.mend else ''
-            print(f'{status} {check.name:<15} {result.text}{mend}', flush=True)
+            fix = f'; to fix it: {result.fix}' if result.fix else ''
+            print(f'{status} {check.name:<15} {result.text}{fix}', flush=True)
             failed += result.status == FAIL
     print(f'{failed} failed' if failed else 'nothing failed')
     return int(failed > 0)
@@ -87,18 +87,18 @@ def check_data(cfg: Config, config: str, split: str) -> Iterator[Result]:
     from cvt_dense.errors import UserError
 
     hint = cfg.get('data_hint', 'set data_root in the config')
-    mend = f'{hint}; then {PYTHON} tools/doctor.py {config}'
+    fix = f'{hint}; then {PYTHON} tools/doctor.py {config}'
     try:
         look_for_data(cfg, (split,))
     except UserError as error:
-        yield Result(FAIL, str(error).removesuffix(f'; {hint}'), mend)
+        yield Result(FAIL, str(error).removesuffix(f'; {hint}'), fix)
         return
     loader = cfg.get(f'{split}_dataloader')
     for dataset in datasets_in(loader.dataset if loader else None):
         try:
             yield Result(OK, inspect_dataset(build_dataset(dataset, cfg.default_scope)))
         except UserError as error:
-            yield Result(FAIL, str(error), mend)
+            yield Result(FAIL, str(error), fix)
 
 
 def check_classes(cfg: Config, config: str) -> Iterator[Result]:
@@ -270,11 +270,11 @@ def look_over(config: str) -> int:
         from cvt_dense.errors import UserError
     except Exception as error:  # what a package that does not fit its surroundings raises can be anything
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == 'cvt_dense'
-        mend = f"{PIP} install --no-deps --no-build-isolation -e '{ROOT}'" if is_missing else 'see the lines above'
-        result = Result(FAIL, f'cannot be looked at: {in_a_line(error)}', mend)
+        fix = f"{PIP} install --no-deps --no-build-isolation -e '{ROOT}'" if is_missing else 'see the lines above'
+        result = Result(FAIL, f'cannot be checked: {in_a_line(error)}', fix)
         return report([*environment_checks(set()), Check('config', lambda: iter([result]))])
     try:
-        with redirect_stdout(io.StringIO()):  # mmengine tells of every variable that it replaces
+        with redirect_stdout(io.StringIO()):  # mmengine prints every variable that it replaces
             cfg = load_config(config)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
@@ -285,14 +285,14 @@ def look_over(config: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', nargs='?', metavar='CONFIG', help='config file to look over, too')
+    parser.add_argument('config', nargs='?', metavar='CONFIG', help='config file to check too')
     config = parser.parse_args(arguments).config
     if config and not Path(config).is_file():
         print(
             f'error: config {config} does not exist; the ones that come with cvt_dense are in configs/', file=sys.stderr
         )
         return 2
-    warnings.simplefilter('ignore')  # those of other packages' imports
+    warnings.simplefilter('ignore')  # from other packages' imports
     return look_over(config) if config else report(environment_checks(set()))
 
 

@@ -47,11 +47,11 @@ NMS_ON_GPU = 'mmcv.ops.nms(boxes.cuda(), torch.tensor([.9, .8, .7]).cuda(), .5)'
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found: a status, a sentence, and for a failure the command that mends it."""
+    """What a check found: a status, a sentence, and for a failure the command that fixes it."""
 
     status: str
     text: str
-    mend: str = ''
+    fix: str = ''
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def check_package(package: Package, scopes: set[str]) -> Iterator[Result]:
 
 
 def why_not_imported(error: Exception, package: Package) -> tuple[str, str]:
-    """What to say of a package that is there and cannot be imported, and the command that mends it."""
+    """What to say of a package that is installed and cannot be imported, and the command that fixes it."""
     told = f'is installed and cannot be imported: {in_a_line(error)}'
     lacks = error.name.split('.')[0] if isinstance(error, ModuleNotFoundError) and error.name else None
     if lacks and lacks != package.module:

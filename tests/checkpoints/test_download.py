@@ -242,7 +242,7 @@ def test_an_index_is_kept_once_all_its_shards_are(site: str, web: type[FileServe
         download(url)
     assert f'{site}/sharded/{second} could not be downloaded (HTTP Error 404' in str(error.value)
     assert (kept(cache), remains(cache)) == ([first], [])
-    # It was the index that was wrong: the mended one counts.
+    # It was the index that was wrong: the corrected one counts.
     web.files[f'/sharded/other-{second}'] = lost
     web.files[f'/sharded/{sharded.name}'] = sharded.read_text().replace(second, f'other-{second}').encode()
     assert_equal(read(download(url)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -143,3 +144,17 @@ print(*failed)
 """
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == [], result.stderr
+
+
+def private_imports(path: Path) -> Iterator[str]:
+    """What a module imports of other packages under private names, such as ``torch.utils._pytree``."""
+    for name in imports_of(path):
+        if not name.startswith(('.', '__future__')) and any(part.startswith('_') for part in name.split('.')):
+            yield name
+
+
+@pytest.mark.parametrize('path', [path for path in MODULES if list(private_imports(path))], ids=name_of)
+def test_private_names_that_are_imported_are_listed_with_a_reason(path: Path) -> None:
+    listed = re.findall(r'`([^`]+)`', (ROOT / 'docs' / 'design.md').read_text().partition('\n## Private names')[2])
+    for name in private_imports(path):
+        assert any(name == entry or name.startswith(f'{entry}.') for entry in listed), name

@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from paths import ROOT
 from small_regression import Regressor
 from small_regression import config as small_config
+from tool_processes import ToolProcess
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -43,7 +44,7 @@ ENDLESS = ['train_cfg.max_iters=100000', 'default_hooks.logger.interval=1', 'mod
 ENDLESS += ['train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=3', 'randomness.seed=0']
 
 
-_started: list[subprocess.Popen] = []
+_started: list[subprocess.Popen | ToolProcess] = []
 
 
 @pytest.fixture(autouse=True)
@@ -284,11 +285,17 @@ def test_a_killed_worker_is_named_even_if_something_made_another_error_of_it(tmp
         train(config(tmp_path), Call('after_train_iter', 3, have_a_bug))
 
 
-def start(work_dir: Path, shapes: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(
+    work_dir: Path, shapes: Path, *options: str, launcher: tuple[str, ...] = ()
+) -> subprocess.Popen | ToolProcess:
     """Start tools/train.py on the shapes, in a session of its own, its output in a file beside the work directory."""
     arguments = [str(ROOT / 'tools/train.py'), str(UPERNET), '--work-dir', str(work_dir)]
     arguments += [*(['--launcher', 'pytorch'] if launcher else []), '--cfg-options', *ENDLESS, *options]
     env = os.environ | dict(SHAPES_ROOT=str(shapes), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    if not launcher:
+        process = ToolProcess(arguments, work_dir.with_suffix('.log'), env=env, new_session=True)
+        _started.append(process)
+        return process
     with open(work_dir.with_suffix('.log'), 'w') as log:
         command = [sys.executable, *launcher, *arguments]
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -296,7 +303,7 @@ def start(work_dir: Path, shapes: Path, *options: str, launcher: tuple[str, ...]
     return process
 
 
-def wait_for(text: str, work_dir: Path, process: subprocess.Popen, seconds: float = 180) -> None:
+def wait_for(text: str, work_dir: Path, process: subprocess.Popen | ToolProcess, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     log = work_dir.with_suffix('.log')
     while text not in log.read_text():

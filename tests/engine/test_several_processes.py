@@ -15,6 +15,7 @@ import torch
 from golden import TINY
 from paths import ROOT
 from small_runs import SMALL_DETECTION
+from tool_processes import run_tool
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -63,17 +64,19 @@ def train(
     """Run tools/train.py in one or several processes; returns what they print."""
     arguments = [ROOT / 'tools/train.py', config, '--work-dir', work_dir, *more]
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
-    command += ['--launcher', 'pytorch'] if processes > 1 else []
-    result = subprocess.run(
-        [*map(str, command), '--cfg-options', *options],
-        cwd=ROOT,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    if processes == 1:
+        result = run_tool([*arguments, '--cfg-options', *options], env=environment(**env))
+    else:
+        command = [sys.executable, *launcher, *arguments, '--launcher', 'pytorch', '--cfg-options', *options]
+        result = subprocess.run(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-5000:]
     return output

@@ -1,12 +1,12 @@
-"""Runs of the tools, each in a process of its own, on the fewest and smallest images."""
+"""Runs of the tools on the fewest and smallest images."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 from paths import ROOT
+from tool_processes import run_tool
 
 MASK_RCNN, UPERNET = 'configs/maskrcnn_cvt13_fpn_coco.py', 'configs/upernet_cvt13_ade20k.py'
 # What makes a step short on a CPU: few small images and few proposals.
@@ -51,18 +51,6 @@ SMALL_SEGMENTATION = [
 ]
 
 
-def command(tool: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]
-
-
 def run(tool: str, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a tool from the root of the checkout; its output as text."""
-    return subprocess.run(
-        command(tool, *arguments),
-        cwd=ROOT,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return run_tool([ROOT / 'tools' / tool, *arguments], env=os.environ | (env or {}))

@@ -18,8 +18,9 @@ import torch
 from golden import weights
 from paths import ROOT
 from PIL import Image
-from small_runs import MASK_RCNN, SMALL_DETECTION, SMALL_SEGMENTATION, UPERNET, command, run
+from small_runs import MASK_RCNN, SMALL_DETECTION, SMALL_SEGMENTATION, UPERNET, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tool_processes import ToolProcess
 
 from cvt_dense import CvT, CvTTrunk
 from cvt_dense.visualization.curves import read_history
@@ -36,15 +37,13 @@ def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str)
 
 def kill_after_first_checkpoint(work_dir: Path, checkpoint: str, arguments: list[str], env: dict[str, str]) -> None:
     """Start training and kill it, as a machine would die, once the checkpoint is written."""
-    with open(work_dir.with_suffix('.log'), 'w') as log:
-        process = subprocess.Popen(
-            command('train.py', *arguments), cwd=ROOT, env=os.environ | env, stdout=log, stderr=subprocess.STDOUT
-        )
-        deadline = time.monotonic() + 300
-        while not (work_dir / 'last_checkpoint').exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, work_dir.with_suffix('.log').read_text()[-3000:]
+    log = work_dir.with_suffix('.log')
+    process = ToolProcess([ROOT / 'tools/train.py', *arguments], log, env=os.environ | env)
+    deadline = time.monotonic() + 300
+    while not (work_dir / 'last_checkpoint').exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, log.read_text()[-3000:]
     assert (work_dir / checkpoint).exists()
 
 

@@ -167,18 +167,13 @@ def _run_detector(model: nn.Module, images: Tensor) -> tuple[Any, list[str]]:
     outputs, left_out = [features], []
     for name, part in model.named_children():
         if isinstance(part, BaseDenseHead):
-            outputs.extend(_dense_loss(output) for output in tree_leaves(part(features)))
+            for output in tree_leaves(part(features)):  # maps of predictions, with a stand-in for their loss
+                outputs.append(F.binary_cross_entropy_with_logits(output, torch.zeros_like(output), reduction='none'))
         elif isinstance(part, BaseRoIHead):
             outputs.extend(_run_roi_head(part, len(images)))
         elif name not in ('data_preprocessor', 'backbone', 'neck'):
             left_out.append(name)
     return outputs, left_out
-
-
-def _dense_loss(output: Tensor) -> Tensor:
-    """A stand-in for the loss of predictions ``(N, C, H, W)``: on a copy by place, as mmdet's heads compute theirs."""
-    predictions = output.permute(0, 2, 3, 1).reshape(len(output), -1)
-    return F.binary_cross_entropy_with_logits(predictions, torch.zeros_like(predictions), reduction='none')
 
 
 def _run_roi_head(roi_head: nn.Module, batch_size: int) -> Iterator[Any]:

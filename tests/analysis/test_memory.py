@@ -75,6 +75,15 @@ def test_sizes_of_images_are_read_from_configs(name: str, size: tuple[int, int])
             (300, 400),
         ),
         ([dict(type='RandomResize', scale=[(400, 300), (640, 480)])], (480, 640)),
+        (
+            [
+                dict(
+                    type='RandomChoice',
+                    transforms=[[dict(type='Resize', scale=s)] for s in ((400, 300), (640, 480), (80, 60))],
+                )
+            ],
+            (480, 640),
+        ),
         ([dict(type='Resize', scale_factor=2.0)], None),
         ([dict(type='LoadImageFromFile')], None),
     ],
@@ -193,7 +202,7 @@ def test_each_head_is_run(name: str, heads: dict[str, int], calls: dict[str, lis
 
 
 def test_a_dense_head_takes_four_maps_a_class() -> None:
-    """Predictions, a copy of them by place, the losses, and at least one gradient."""
+    """Predictions, targets, losses and gradients."""
     cfg = load('retinanet_cvt13_fpn_coco', 1)
     fewer = estimate_memory(cfg)
     cfg.model.bbox_head.num_classes += 80

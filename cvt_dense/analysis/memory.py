@@ -30,7 +30,7 @@ from ..registry import type_name
 
 Size = tuple[int, int]  # height, width in pixels
 
-#: Tensors of a parameter's size that an optimizer keeps beside it; of others, two are assumed.
+#: Tensors that an optimizer keeps for each parameter; two are assumed for those that are not listed.
 _OPTIMIZER_STATES = {'SGD': 1, 'RMSprop': 1, 'Lion': 1}
 
 
@@ -45,7 +45,7 @@ class MemoryEstimate:
         passes: The most that activations and gradients take together in a forward and a backward pass.
         size: Of the images, in pixels.
         batch_size: Images in a batch.
-        left_out: Parts of the model whose activations are not in it, by name.
+        left_out: Names of the model's parts whose activations are not counted.
     """
 
     parameters: int
@@ -58,12 +58,12 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The most at one time: in the passes, or as the optimizer works, with a scratch tensor a gradient."""
+        """The most at one time: in the passes, or in the optimizer's step with a scratch tensor for each gradient."""
         return self.parameters + self.optimizer + max(self.passes, 2 * self.gradients)
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside, for as long as they live.
+    """Counts the bytes of the tensors that are made inside, each as long as it lives.
 
     Attributes:
         peak: The most at one time.
@@ -99,8 +99,8 @@ class _LiveBytes(TorchDispatchMode):
 def estimate_memory(cfg: Config, model: nn.Module) -> MemoryEstimate | None:
     """Estimate what a training step of a config takes on one device; None if the config gives no size of images.
 
-    Matching of predictions and ground truth, libraries' own scratch space and what PyTorch's allocator keeps for later
-    are not counted; nor are heads that cannot run without values, which the estimate names.
+    Not counted are the matching of predictions and ground truth, libraries' own scratch space, what PyTorch's allocator
+    keeps for later, and heads that cannot run without values; the estimate names those.
 
     Args:
         cfg: Config of a run of mmdet or mmseg.
@@ -132,7 +132,7 @@ def estimate_memory(cfg: Config, model: nn.Module) -> MemoryEstimate | None:
 
 
 def _step(model: nn.Module, images: Tensor, scope: str) -> tuple[str, ...]:
-    """Run a model forward and backward as training does; returns the parts that were left out."""
+    """Run a model forward and backward as training does; returns the names of the parts that were not run."""
     outputs, left_out = (_run_segmentor if scope == 'mmseg' else _run_detector)(model, images)
     sum(output.float().sum() for output in tree_leaves(outputs) if output.requires_grad).backward()
     return tuple(left_out)
@@ -163,18 +163,13 @@ def _run_detector(model: nn.Module, images: Tensor) -> tuple[Any, list[str]]:
     outputs, left_out = [features], []
     for name, part in model.named_children():
         if isinstance(part, BaseDenseHead):
-            outputs.extend(_dense_loss(output) for output in tree_leaves(part(features)))
+            for output in tree_leaves(part(features)):  # maps of predictions, with a stand-in for their loss
+                outputs.append(F.binary_cross_entropy_with_logits(output, torch.zeros_like(output), reduction='none'))
         elif isinstance(part, BaseRoIHead):
             outputs.extend(_run_roi_head(part, len(images)))
         elif name not in ('data_preprocessor', 'backbone', 'neck'):
             left_out.append(name)
     return outputs, left_out
-
-
-def _dense_loss(output: Tensor) -> Tensor:
-    """What stands for the loss of an ``(N, C, H, W)`` map of predictions: on a copy by place, as mmdet's heads do."""
-    predictions = output.permute(0, 2, 3, 1).reshape(len(output), -1)
-    return F.binary_cross_entropy_with_logits(predictions, torch.zeros_like(predictions), reduction='none')
 
 
 def _run_roi_head(roi_head: nn.Module, batch_size: int) -> Iterator[Any]:
@@ -195,9 +190,9 @@ def _run_roi_head(roi_head: nn.Module, batch_size: int) -> Iterator[Any]:
 
 
 def image_size(cfg: Config) -> Size | None:
-    """The largest size of images in training, ``(H, W)`` after padding; None if no pipeline of the config says it.
+    """The largest size of images in training, ``(H, W)`` after padding; None if no pipeline of the config sets it.
 
-    Images of a detector are taken to be as large as their scale allows, and to lie on their side.
+    A detector's images are assumed to be as large as their scale allows, and wider than high.
     """
     preprocessor = cfg.model.get('data_preprocessor') or {}
     if preprocessor.get('size'):

@@ -15,10 +15,10 @@ VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 
 
 def find_inputs(patterns: Iterable[str]) -> list[Path]:
-    """The files that files, folders and globs name, each once.
+    """The images and videos that paths of files, folders and globs name, each once.
 
     Raises:
-        UserError: If one names nothing that could be an image or a video.
+        UserError: If a path names none.
     """
     found: dict[str, Path] = {}
     for pattern in patterns:
@@ -45,7 +45,7 @@ def _expand(pattern: str) -> list[Path]:
 def name_outputs(paths: list[Path]) -> list[str]:
     """Name what is written about each file: by its path below the folder that all have in common, without suffix.
 
-    Names that are the same then, or would be to a file system that knows no case, are numbered.
+    Names that would be the same, also to a file system that ignores case, are numbered.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
     common = os.path.commonpath([path.parent for path in absolute])

@@ -14,17 +14,17 @@ from ..errors import UserError
 from ..visualization.painter import Instances, write_image
 from .predictor import Item, Predictor
 
-#: Numbers up to 90 that COCO's 80 classes leave out.
+#: Numbers up to 90 that none of COCO's 80 classes has.
 UNUSED_BY_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
 class Output:
-    """What is written: label maps as they come, pictures by the caller, JSON at the end.
+    """Writes label maps as they come and JSON files at the end, and draws pictures for the caller to write.
 
     Args:
-        folder: Made if it is not there.
+        folder: Made if it does not exist.
         predictor: Whose predictions these are.
-        threshold: Instances that score less are left out.
+        threshold: Instances with lower scores are skipped.
     """
 
     def __init__(self, folder: Path, predictor: Predictor, threshold: float) -> None:
@@ -39,12 +39,12 @@ class Output:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, item: Item, sample: BaseDataElement, picture_path: str) -> np.ndarray:
-        """Note a prediction for the JSON files, and draw it.
+        """Keep a prediction for the JSON files, and draw it.
 
         Args:
             item: The image.
-            sample: What the model says of it.
-            picture_path: Where the caller is going to put the picture, below the folder.
+            sample: The model's prediction.
+            picture_path: Where the caller will write the picture, relative to the folder.
 
         Returns:
             The picture, ``(h, w, 3)`` of uint8, BGR.
@@ -97,7 +97,7 @@ def category_ids(classes: tuple[str, ...], detects: bool) -> list[int]:
     """Numbers of the classes: labels for segmentation; for detection COCO's own for its classes, else from 1 on."""
     if not detects:
         return list(range(len(classes)))
-    from mmdet.datasets import CocoDataset  # which segmentation can do without
+    from mmdet.datasets import CocoDataset  # not needed for segmentation
 
     if classes == CocoDataset.METAINFO['classes']:
         return [i for i in range(1, 91) if i not in UNUSED_BY_COCO]
@@ -110,20 +110,20 @@ def _origin(item: Item) -> dict[str, Any]:
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """COCO's compressed run lengths of a mask ``(H, W)``, as JSON has them."""
-    from pycocotools import mask as rle  # which segmentation can do without
+    from pycocotools import mask as rle  # not needed for segmentation
 
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {'size': list(encoded['size']), 'counts': encoded['counts'].decode()}
 
 
 def make_even(picture: np.ndarray) -> np.ndarray:
-    """A picture with its last row and column repeated, if need be, for video encoders want even sides."""
+    """Repeat a picture's last row and column where needed: video encoders want even sides."""
     height, width = picture.shape[:2]
     return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')
 
 
 def open_writer(path: Path, capture: cv2.VideoCapture, picture: np.ndarray) -> cv2.VideoWriter:
-    """A video of pictures of that size at the pace of the one that is read.
+    """Open a video for pictures of this size, at the frame rate of the one that is read.
 
     Raises:
         UserError: If OpenCV cannot write one.

@@ -14,18 +14,18 @@ from matplotlib.figure import Figure
 
 Scalars = list[dict[str, Any]]
 
-# Evaluation also logs times, each class by itself, and AP by IoU and by size: too many for one plot.
+# Evaluation also logs times, each class, and AP by IoU and by size: too many for one plot.
 _NOT_DRAWN = re.compile(r'time$|_precision$|^step$|^iter$|mAP_(\d+|s|m|l)$|AR_[sml]@')
 _AUXILIARY = re.compile(r'(^|\.)d\d+\.')  # losses of a DETR's inner decoder layers repeat those of the last one
 _STYLE = {'axes.grid': True, 'grid.alpha': 0.3, 'axes.spines.top': False, 'axes.spines.right': False}
-_SMOOTH_FROM = 100  # points, of which a fiftieth each is averaged
+_SMOOTH_FROM = 100  # points; from there on a running mean over a fiftieth of them to each side is drawn
 
 
 def read_history(work_dir: str | Path) -> Scalars:
     """Read what was logged in a work directory, over all runs that were resumed one from another.
 
-    What an interrupted run logged after the checkpoint that the next one went on from counts for nothing; nor does
-    what was logged before a run that started afresh.
+    Dropped is what an interrupted run logged after the checkpoint that the next run resumed from, and what was logged
+    before a run that started afresh.
 
     Args:
         work_dir: Work directory of the run; there may be nothing in it yet.
@@ -91,7 +91,7 @@ def plot_curves(scalars: Scalars, out: str | Path) -> None:
 
 def _plot_losses(axes: Axes, steps: Scalars) -> None:
     names = {name for entry in steps for name in entry if 'loss' in name and not _AUXILIARY.search(name)}
-    marker = '.' if len(steps) < 10 else None  # one point is no line
+    marker = '.' if len(steps) < 10 else None  # a single point makes no line
     for number, name in enumerate(sorted(names, key=lambda name: (name != 'loss', name))):
         iterations, values = _points(steps, name)
         line = dict(color=f'C{number}', linestyle='-' if number < 10 else '--') if number else dict(color='black')
@@ -126,7 +126,7 @@ def _smoothed(values: list[float], reach: int) -> np.ndarray:
 
 
 def _add_legend(axes: Axes) -> None:
-    """Add a legend beside the curves, where it hides none however many there are."""
+    """Add a legend beside the plot, where it covers no curve."""
     if axes.lines:
         axes.locator_params(axis='x', nbins=6)
         axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize='small', frameon=False)

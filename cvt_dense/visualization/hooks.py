@@ -1,4 +1,4 @@
-"""What shows how a training run is doing, written while it goes on: curves, and predictions on the same few images.
+"""Hooks that draw how a training run is going: curves, and predictions on the same few images.
 
 A picture that cannot be drawn is a warning, never the end of a run. What draws is imported with the first picture:
 registering the hooks needs mmengine only.
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class CurvesHook(Hook):
     """Draws losses, learning rate and metrics into ``curves.png`` in the work directory.
 
-    After each evaluation, at the end, and when an error or Ctrl-C ends the run before; over all runs that were resumed
-    one from another. Needs the scalars of mmengine's ``LocalVisBackend``.
+    It does so after each evaluation, at the end, and when an error or Ctrl-C ends the run earlier, over all runs that
+    were resumed one from another. Needs the scalars of mmengine's ``LocalVisBackend``.
     """
 
     priority = 'VERY_LOW'  # an evaluation is logged before
@@ -39,13 +39,13 @@ class CurvesHook(Hook):
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Let the curves be drawn however the process ends, short of a kill."""
+        """Have the curves drawn however the process ends, unless it is killed."""
         try:
             from .curves import plot_curves, read_history
-        except ImportError as error:  # matplotlib, which not every environment has
+        except ImportError as error:  # matplotlib may not be installed
             runner.logger.warning(f'no curves are drawn: {error}; pip install matplotlib')
             return
-        work_dir, logger = runner.work_dir, runner.logger  # and not the runner, which would be kept to the very end
+        work_dir, logger = runner.work_dir, runner.logger  # not the runner: the callback would keep it until the exit
 
         def draw() -> None:
             with _warning_of_failure('curves', logger):
@@ -70,11 +70,11 @@ class SamplesHook(Hook):
     """Draws predictions beside the ground truth on a few validation images, the same ones each time.
 
     The pictures go to ``samples/epoch_N`` or ``samples/iter_N`` in the work directory and to the visualizer's backends
-    other than the local one, such as TensorBoard. The left half is the ground truth, the right half what evaluation
-    predicts anyway.
+    other than the local one, such as TensorBoard. The left half is the ground truth, the right half the prediction that
+    evaluation makes anyway.
 
     Args:
-        interval: Evaluations from one set of pictures to the next; the last one of a run has a set too. 0: no pictures.
+        interval: Evaluations from one set of pictures to the next; the last one of a run always has a set. 0: none.
         count: Images, spread evenly over those that the first process evaluates.
     """
 
@@ -88,7 +88,7 @@ class SamplesHook(Hook):
         self._seen = 0
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Choose the images: by their place in the order of evaluation."""
+        """Choose the images by their place in the order of evaluation."""
         self._wanted, self._seen = set(), 0
         with _warning_of_failure('samples', runner.logger):
             if is_main_process() and self._is_due(runner):
@@ -138,8 +138,8 @@ def _progress(runner: Runner) -> tuple[str, int]:
 
 @contextmanager
 def _warning_of_failure(what: str, logger: Logger) -> Iterator[None]:
-    """Let training go on without a picture that cannot be drawn."""
+    """Let training go on, with a warning, if a picture cannot be drawn."""
     try:
         yield
-    except Exception as error:  # whatever it is, the run is worth more
+    except Exception as error:  # no error in a picture is worth losing the run
         logger.warning(f'{what} not drawn: {type(error).__name__}: {error}')

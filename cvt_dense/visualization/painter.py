@@ -73,7 +73,7 @@ class Painter:
 
     Args:
         classes: Their names, in the order of the labels.
-        palette: An RGB colour for each; colours far apart from each other if it is no list, or too short.
+        palette: An RGB colour for each; if it is not a list, or too short, colours far apart are chosen.
     """
 
     def __init__(self, classes: Sequence[str], palette: Sequence[Sequence[int]] | str | None = None) -> None:
@@ -82,7 +82,7 @@ class Painter:
         self._palette = given if len(given) >= len(self.classes) else []
 
     def name(self, label: int) -> str:
-        """The name of a class, a made-up one where the names do not reach."""
+        """The name of a class, ``class N`` if it has none."""
         return self.classes[label] if label < len(self.classes) else f'class {label}'
 
     def color(self, label: int) -> Color:
@@ -135,7 +135,7 @@ class Painter:
         Args:
             image: ``(H, W, 3)`` of uint8, BGR.
             labels: ``(H, W)`` of class indices.
-            fixed_size: Let the size not depend on what occurs, as a video needs it: rows that do not fit are left out.
+            fixed_size: Make the size independent of what occurs, as a video needs it; rows that do not fit are dropped.
             unlabelled: The label of pixels that belong to no class, where the image is shown as it is.
 
         Returns:
@@ -242,7 +242,7 @@ def _draw_labels(picture: np.ndarray, labelled: Sequence[tuple[np.ndarray, str, 
 def _place(
     box: np.ndarray, size: tuple[int, int], placed: Sequence[tuple[int, int, int, int]], canvas: tuple[int, int]
 ) -> tuple[int, int]:
-    """Where a label goes, its left and top: above, within or below its box, and on no other label if that can be."""
+    """The left and top of a label: above, within or below its box, and on no other label if possible."""
     width, height = size
     x1, y1, _, y2 = box.tolist()
     x = max(0, min(x1, canvas[0] - width))
@@ -271,7 +271,7 @@ def _font_size(picture: np.ndarray) -> int:
 
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # OpenCV's fonts are ASCII alone.
+    # OpenCV's own fonts have only ASCII.
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')), size)
 
 

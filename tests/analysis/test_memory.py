@@ -83,6 +83,15 @@ def test_sizes_of_images_are_read_from_configs(name: str, size: tuple[int, int])
             (300, 400),
         ),
         ([dict(type='RandomResize', scale=[(400, 300), (640, 480)])], (480, 640)),
+        (
+            [
+                dict(
+                    type='RandomChoice',
+                    transforms=[[dict(type='Resize', scale=s)] for s in ((400, 300), (640, 480), (80, 60))],
+                )
+            ],
+            (480, 640),
+        ),
         ([dict(type='Resize', scale_factor=2.0)], None),
         ([dict(type='LoadImageFromFile')], None),
     ],
@@ -198,6 +207,15 @@ def calls() -> Iterator[dict[str, list[int]]]:
 def test_each_head_is_run(name: str, heads: dict[str, int], calls: dict[str, list[int]]) -> None:
     assert estimate_for(load(name, 1)).left_out == ()
     assert {kind: len(calls.get(kind, ())) for kind in heads} == heads
+
+
+def test_a_dense_head_takes_four_maps_a_class() -> None:
+    """Predictions, targets, losses and gradients."""
+    cfg = load('retinanet_cvt13_fpn_coco', 1)
+    fewer = estimate_memory(cfg)
+    cfg.model.bbox_head.num_classes += 80
+    places = sum(-(-fewer.size[0] // stride) * -(-fewer.size[1] // stride) for stride in (8, 16, 32, 64, 128))
+    assert estimate_memory(cfg).passes - fewer.passes > 4 * 80 * 9 * places * 4  # 9 anchors a place, 4 bytes
 
 
 def test_heads_of_regions_take_as_many_as_the_sampler_draws_at_most(calls: dict[str, list[int]]) -> None:

@@ -24,3 +24,8 @@ def test_cocos_classes_have_cocos_numbers(data: Path) -> None:
     categories = json.loads((data / 'coco_mini/annotations/instances_val2017.json').read_text())['categories']
     assert category_ids(CocoDataset.METAINFO['classes'], True) == [entry['id'] for entry in categories]
     assert [entry['name'] for entry in categories] == list(CocoDataset.METAINFO['classes'])
+
+
+def test_other_classes_are_numbered_from_1_and_labels_of_maps_stay() -> None:
+    assert category_ids(('cat', 'dog'), True) == [1, 2]
+    assert category_ids(('cat', 'dog'), False) == [0, 1]

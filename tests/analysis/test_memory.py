@@ -212,10 +212,10 @@ def test_each_head_is_run(name: str, heads: dict[str, int], calls: dict[str, lis
 def test_a_dense_head_takes_four_maps_a_class() -> None:
     """Predictions, targets, losses and gradients."""
     cfg = load('retinanet_cvt13_fpn_coco', 1)
-    fewer = estimate_memory(cfg)
+    fewer = estimate_for(cfg)
     cfg.model.bbox_head.num_classes += 80
     places = sum(-(-fewer.size[0] // stride) * -(-fewer.size[1] // stride) for stride in (8, 16, 32, 64, 128))
-    assert estimate_memory(cfg).passes - fewer.passes > 4 * 80 * 9 * places * 4  # 9 anchors a place, 4 bytes
+    assert estimate_for(cfg).passes - fewer.passes > 4 * 80 * 9 * places * 4  # 9 anchors a place, 4 bytes
 
 
 def test_heads_of_regions_take_as_many_as_the_sampler_draws_at_most(calls: dict[str, list[int]]) -> None:

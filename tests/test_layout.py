@@ -13,7 +13,7 @@ import pytest
 from paths import ROOT
 
 PACKAGE = ROOT / 'cvt_dense'
-#: From top to bottom: a room imports from itself and from those below it.
+#: From top to bottom: a package imports from itself and from those below it.
 FLOORS = (
     'apis',
     'engine',
@@ -28,7 +28,7 @@ FLOORS = (
     'errors',
     'version',
 )
-#: What a room must not import, though it is below it.
+#: What a package must not import, though it is below it.
 NOT_BELOW = {
     'engine': {'backbones', 'analysis', 'models'},
     'datasets': {'visualization', 'models'},
@@ -39,7 +39,7 @@ NOT_BELOW = {
 #: Of the models, checkpoints are compared with the architecture and the trunk's tensors, and with nothing else.
 CHECKPOINTS_KNOW = {'models.cvt', 'models.cvt.arch', 'models.cvt.trunk'}
 TOOLKITS = {'mmengine', 'mmcv', 'mmdet', 'mmseg'}
-#: Rooms, and modules of rooms, that import no toolkit.
+#: Packages, and modules of packages, that import no toolkit.
 WITHOUT_TOOLKITS = ('models', 'errors', 'registry', 'cli', 'backbones.timm', 'backbones.weights', 'analysis.flops')
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
@@ -67,9 +67,9 @@ def imports_of(path: Path, source: str | None = None) -> Iterator[str]:
 
 
 def faults(path: Path, source: str | None = None) -> list[str]:
-    """Imports of a module that run up or sideways, or that its room must not have."""
+    """Imports of a module that run up or sideways, or that its package must not have."""
     name = name_of(path)
-    room = name.split('.')[0]
+    package = name.split('.')[0]
     found = []
     for imported in imports_of(path, source):
         if not imported.startswith('.'):
@@ -80,9 +80,9 @@ def faults(path: Path, source: str | None = None) -> list[str]:
         if target not in FLOORS:  # a name of cvt_dense/__init__.py, on top of all
             found.append(f'{name} imports {imported[1:]} from the package itself')
             continue
-        is_up = FLOORS.index(target) < FLOORS.index(room) or target in NOT_BELOW.get(room, ())
+        is_up = FLOORS.index(target) < FLOORS.index(package) or target in NOT_BELOW.get(package, ())
         is_unknown = target == 'models' and imported[1:].rpartition('.')[0] not in CHECKPOINTS_KNOW
-        if is_up or (room == 'checkpoints' and is_unknown):
+        if is_up or (package == 'checkpoints' and is_unknown):
             found.append(f'{name} imports {imported[1:]}')
     return found
 

@@ -111,10 +111,10 @@ def check_classes(cfg: Config, config: str) -> Iterator[Result]:
         classes = build_dataset(dataset, cfg.default_scope).metainfo.get('classes') or ()
         wrong = {path: number for path, number in heads.items() if number != len(classes)}
         if wrong:
-            told = ', '.join(f'{path}.num_classes={number}' for path, number in wrong.items())
+            message = ', '.join(f'{path}.num_classes={number}' for path, number in wrong.items())
             options = ' '.join(f'{path}.num_classes={len(classes)}' for path in wrong)
             command = f'{PYTHON} tools/train.py {config} --cfg-options {options}'
-            yield Result(FAIL, f'the data have {len(classes)}, and the config {told}', command)
+            yield Result(FAIL, f'the data have {len(classes)}, and the config {message}', command)
         else:
             yield Result(OK, f'{len(classes)} in the data and in {len(heads)} heads')
 

@@ -168,26 +168,26 @@ def check_package(package: Package, scopes: set[str]) -> Iterator[Result]:
 
 def why_not_imported(error: Exception, package: Package) -> tuple[str, str]:
     """What to say of a package that is installed and cannot be imported, and the command that fixes it."""
-    told = f'is installed and cannot be imported: {in_a_line(error)}'
+    message = f'is installed and cannot be imported: {in_a_line(error)}'
     lacks = error.name.split('.')[0] if isinstance(error, ModuleNotFoundError) and error.name else None
     if lacks and lacks != package.module:
         known = next((other for other in PACKAGES if other.module == lacks), None)
-        return told, how_to_install(known) if known else f'{PIP} install {lacks}'
+        return message, how_to_install(known) if known else f'{PIP} install {lacks}'
     wish = re.search(r'[Pp]lease install (mm\w+)([^\n]*?)\.?$', str(error))  # upstream's words to other versions
     if wish:
-        return told, f"{PIP} install --no-build-isolation --no-cache-dir '{wish[1]}{wish[2].replace(' ', '')}'"
+        return message, f"{PIP} install --no-build-isolation --no-cache-dir '{wish[1]}{wish[2].replace(' ', '')}'"
     if 'libGL' in str(error):
-        return told, f'{PIP} install --force-reinstall --no-deps opencv-python-headless'
-    return told, f'{how_to_install(package)} --force-reinstall --no-deps'
+        return message, f'{PIP} install --force-reinstall --no-deps opencv-python-headless'
+    return message, f'{how_to_install(package)} --force-reinstall --no-deps'
 
 
 def check_setuptools() -> Iterator[Result]:
     """Whether setuptools is of those that bring ``pkg_resources``."""
     version = installed(('setuptools',)).get('setuptools')
     if version is None or release(version) >= release(SETUPTOOLS_BELOW):
-        told = f'{version} lacks' if version else 'is not installed: there is no'
+        message = f'{version} lacks' if version else 'is not installed: there is no'
         command = f"{PIP} install 'setuptools<{SETUPTOOLS_BELOW}'"
-        yield Result(FAIL, f'{told} pkg_resources, which mmengine may import', command)
+        yield Result(FAIL, f'{message} pkg_resources, which mmengine may import', command)
     else:
         yield Result(OK, version)
 
@@ -245,8 +245,8 @@ def check_mmcv_operators() -> Iterator[Result]:
     if ran.returncode == 0:
         yield Result(OK, f'work with this torch, on the {kind.upper()}')
     else:
-        told = (ran.stderr.strip().splitlines() or [f'the process ended with {ran.returncode}'])[-1]
-        yield Result(FAIL, f'do not work: {told}', f'{force}MMCV_WITH_OPS=1 {build}')
+        message = (ran.stderr.strip().splitlines() or [f'the process ended with {ran.returncode}'])[-1]
+        yield Result(FAIL, f'do not work: {message}', f'{force}MMCV_WITH_OPS=1 {build}')
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -334,14 +334,14 @@ def compiling_problems(env: dict[str, str]) -> Iterator[tuple[str, str]]:
     jobs = int(env['MAX_JOBS']) if env.get('MAX_JOBS', '').isdigit() else compiler_jobs()
     free = system_memory() / GIB
     if jobs > 1 and free < jobs * COMPILER_GIB:
-        told = f'{jobs} compilers can take {jobs * COMPILER_GIB} GiB of memory, and {free:.1f} GiB are free'
-        yield told, 'MAX_JOBS=1 make env'
+        message = f'{jobs} compilers can take {jobs * COMPILER_GIB} GiB of memory, and {free:.1f} GiB are free'
+        yield message, 'MAX_JOBS=1 make env'
     places = {'VENV': ROOT, 'UV_CACHE_DIR': env.get('UV_CACHE_DIR') or Path.home(), 'TMPDIR': tempfile.gettempdir()}
     for name, folder in places.items():
         space = shutil.disk_usage(folder).free / GIB if Path(folder).exists() else ENVIRONMENT_GIB
         if space < ENVIRONMENT_GIB:
-            told = f'an environment takes up to {ENVIRONMENT_GIB} GiB, and {space:.1f} GiB are free in {folder}'
-            yield told, f'make env {name}=FOLDER, on another disk'
+            message = f'an environment takes up to {ENVIRONMENT_GIB} GiB, and {space:.1f} GiB are free in {folder}'
+            yield message, f'make env {name}=FOLDER, on another disk'
     if find_spec('torch') is not None:
         import torch
 
@@ -404,8 +404,8 @@ def check_attention() -> Iterator[Result]:
         kernels |= {'flash in float32': (SDPBackend.FLASH_ATTENTION, torch.float32)}
     runs = {name: kernel_runs(backend, dtype, device) for name, (backend, dtype) in kernels.items()}
     if not any(works for name, works in runs.items() if 'float32' in name):
-        told = 'no fused kernel runs in float32: memory grows with the square of the image'
-        yield Result(FAIL, told, install_torch())
+        message = 'no fused kernel runs in float32: memory grows with the square of the image'
+        yield Result(FAIL, message, install_torch())
     for word, status in ((True, OK), (False, NOTE)):
         names = ', '.join(name for name, works in runs.items() if works is word)
         if names:

@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_preview(preview: Path, out: Path) -> None:
-    """Look whether the preview can be written, before any scene is drawn.
+    """Check that the preview can be written, before any scene is drawn.
 
     Raises:
         UserError: If it cannot.

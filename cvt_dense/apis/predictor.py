@@ -165,7 +165,7 @@ def _inference_steps(dataset: ConfigDict) -> list[ConfigDict]:
 
 
 def _check_end(path: Path) -> None:
-    """Raise ValueError for a file that breaks off, which OpenCV would fill up with grey without a word."""
+    """Raise ValueError for a file that breaks off, which OpenCV would silently fill up with grey."""
     content = path.read_bytes()
     if not content:
         raise ValueError('it is empty')

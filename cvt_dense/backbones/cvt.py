@@ -112,7 +112,7 @@ class CvT(CvTTrunk, BaseModule):
         Returns:
             One map per entry of ``out_indices``: ``(N, C_i, H_i, W_i)`` with ``H_0 = (H + 1) // 4`` and
             ``H_i = (H_{i-1} + 1) // 2``. They are contiguous, whatever the input's memory format: mmcv's RoIAlign
-            misreads any other layout without a word.
+            silently misreads any other layout.
 
         Raises:
             TypeError: If the input is not a tensor.

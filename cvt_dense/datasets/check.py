@@ -175,8 +175,8 @@ def read_sample(dataset: BaseDataset) -> tuple[int, list[str]]:
             values.update(np.unique(results['gt_seg_map']).tolist())
     unlabelled = getattr(dataset, 'ignore_index', None)
     if unlabelled in values and len(values) <= 2:
-        told = f'{len(sample)} label maps that were opened hold nothing but {sorted(values)}'
-        return len(sample), [f'{type(dataset).__name__}: {told}, and {unlabelled} is "unlabelled": not trained on']
+        message = f'{len(sample)} label maps that were opened hold nothing but {sorted(values)}'
+        return len(sample), [f'{type(dataset).__name__}: {message}, and {unlabelled} is "unlabelled": not trained on']
     return len(sample), []
 
 

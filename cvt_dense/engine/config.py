@@ -55,7 +55,7 @@ def load_config(
 
 
 def _check_override_paths(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Refuse an override that nothing would read: mmengine adds unknown keys without a word."""
+    """Refuse an override that nothing would read: mmengine silently adds unknown keys."""
     known = {*cfg, *inspect.signature(Runner.__init__).parameters}
     for option in options:
         key = option.split('.')[0]

@@ -22,7 +22,7 @@ from torch.export import Dim
 
 from ..errors import UserError, reason
 
-#: Side of the smallest image that an exported model is for, in pixels: torch.export cannot tell maps of one pixel from others.
+#: Smallest side of images that an exported model is for, in pixels: torch.export treats a side of one token specially.
 MIN_SIZE = 128
 EXAMPLE_SHAPE = (2, 161, 225)  # images, height, width
 #: What an exported model is tried on; the last is larger than the largest window, 96 tokens of 4 pixels.

@@ -157,7 +157,7 @@ BROKEN: dict[str, tuple[Callable[[Instances], object], str]] = {
     ),
     'nothing to train on': (
         lambda data: [entry.update(image_id=str(entry['image_id'])) for entry in data.train['annotations']],
-        'to train on (annotations skipped because their image is not listed: 4; images left out',
+        'to train on (annotations skipped because their image is not listed: 4; images skipped',
     ),
     'no mask': (lambda data: data.train['annotations'][1].pop('segmentation'), "annotation 1 has no 'segmentation'"),
     'empty mask': (lambda data: data.train['annotations'][1].update(segmentation=[]), "1 has no 'segmentation'"),

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from ..errors import UserError, reason
+from ..registry import type_name
 from .coco_file import Use, check_annotations, read_annotations
 from .reading import CheckedAnnotations, CheckedImage, check_while_reading
 
@@ -191,7 +192,9 @@ def build_dataset(settings: ConfigDict, scope: str) -> Any:
         try:
             return registry.build({**settings, 'lazy_init': True})
         except BUILD_ERRORS as error:
-            raise UserError(f'{settings.type} cannot be built: {type(error).__name__}: {reason(error)}') from error
+            raise UserError(
+                f'{type_name(settings)} cannot be built: {type(error).__name__}: {reason(error)}'
+            ) from error
 
 
 def inspect_dataset(dataset: Any) -> str:

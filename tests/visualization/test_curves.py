@@ -127,7 +127,7 @@ def test_losses_rate_and_metrics_are_drawn_over_iterations(drawn: list[Figure]) 
     assert rate.lines[0].get_ydata().tolist() == [0.1, 0.2]
     assert losses.get_yscale() == 'log'
     assert metrics.get_ylim()[0] == 0
-    assert rate.get_xlim() == losses.get_xlim()
+    assert rate.get_shared_x_axes().joined(rate, losses)
 
 
 def test_a_single_point_is_shown(drawn: list[Figure]) -> None:
@@ -140,7 +140,7 @@ def test_a_single_point_is_shown(drawn: list[Figure]) -> None:
 def test_curves_that_have_a_colour_in_common_have_another_style(drawn: list[Figure]) -> None:
     plot_curves([{'iter': 1, 'lr': 0.1, 'loss': 9.0} | {f'a{i:02}_loss': 1.0 for i in range(15)}], 'curves.png')
     lines = drawn[0].axes[0].lines
-    assert lines[0].get_label() == 'loss', 'the sum comes first'
+    assert (lines[0].get_label(), lines[0].get_color()) == ('loss', 'black'), 'the sum comes first'
     assert len({(to_hex(line.get_color()), line.get_linestyle()) for line in lines}) == 16
 
 

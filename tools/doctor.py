@@ -195,9 +195,11 @@ def estimate_for(cfg: Config) -> MemoryEstimate | None:
     """The estimated memory of a training step; None if the config does not say how large its images are."""
     import torch
 
-    from cvt_dense.analysis.memory import estimate_memory
+    from cvt_dense.analysis.memory import estimate_memory, image_size
     from cvt_dense.engine.model import build_model
 
+    if image_size(cfg) is None:
+        return None
     with torch.device('meta'):
         model = build_model(cfg)
     return estimate_memory(cfg, model)

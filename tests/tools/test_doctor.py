@@ -712,7 +712,7 @@ def test_memory_that_cannot_be_estimated_is_a_note(coco: Path) -> None:
     cfg.model.data_preprocessor = dict(size=(64, 64))
     result = only(doctor.check_memory(cfg, 'c.py'))
     assert result.status == NOTE
-    assert result.text.startswith('not estimated: KeyError'), 'its model has no type'
+    assert result.text.startswith('not estimated: UserError: the config cannot be built: KeyError'), 'it has no type'
 
 
 def test_a_rate_for_another_batch_is_worth_a_note(coco: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,10 @@ import torch
 # The same examples every time, and no limit on how long one may take on a busy machine.
 hypothesis.settings.register_profile('repeatable', derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile('repeatable')
+
+
+# Ctrl-C is tested too: a shell lets programs that it starts in the background ignore it, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

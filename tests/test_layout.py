@@ -130,7 +130,7 @@ def test_any_module_may_be_the_first_to_import_mmengine() -> None:
     """Each in a process forked from one that has imported torch and timm alone, which takes seconds."""
     code = f"""
 import importlib, os, sys
-import cv2, numpy, timm, torch
+import addict, cv2, matplotlib.pyplot, numpy, pycocotools.mask, rich.console, timm, torch, yaml, yapf
 failed = []
 for name in {[f'cvt_dense.{name_of(path)}' for path in FIRST]}:
     sys.stdout.flush()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import doctor_machine
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 #: Makes "environments" of two scripts, this one and UV, and answers what the script asks about Python.
 PYTHON = """#!/bin/bash

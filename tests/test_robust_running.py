@@ -527,7 +527,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     """/dev/full is where a new checkpoint would be written."""
     from mmengine.fileio.backends import registry_utils
 
-    from cvt_dense.engine.resume import write_files_atomically
+    from cvt_dense.engine.checkpoint_files import write_files_atomically
 
     before = registry_utils.backends['local'], registry_utils.prefix_to_backends['']
     write_files_atomically()

@@ -19,8 +19,8 @@ from mmengine.utils import import_modules_from_strings
 from robust import QUICK_SEGMENTATION, SEGMENTATION, LabelMaps, Outcome, Run, run  # noqa: F401  run is the fixture
 from torch import nn
 
-from cvt_dense.checkpoints.unpickling import read_checkpoint
 from cvt_dense.engine import run_checkpoints
+from cvt_dense.engine.checkpoint_files import read_checkpoint
 from cvt_dense.errors import CheckpointError, UserError
 
 Content = dict[str, Any]
@@ -49,7 +49,7 @@ def with_weights(content: Mapping[str, Any], **changed: Any) -> Content:
 
 NORM = 'backbone.stage1.blocks.0.norm1.weight'
 RESUME, TEST, START = 'resume', 'test', 'start'
-DAMAGED = 'is damaged, incomplete or no checkpoint'
+DAMAGED = 'is damaged, incomplete or not a checkpoint'
 #: What is made of a checkpoint's bytes and content, and what each use of it says; None: it works.
 CASES: dict[str, tuple[Callable[[bytes, Content], bytes | Content | None], dict[str, str | None]]] = {
     'truncated': (lambda raw, _: raw[: len(raw) // 2], dict.fromkeys((RESUME, TEST, START), DAMAGED)),

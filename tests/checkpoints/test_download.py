@@ -182,7 +182,7 @@ def test_a_refused_connection_is_told_of(cache: Path) -> None:
     [
         ('length', r'could not be downloaded \(the connection ended after \d+ of \d+ bytes\)'),
         ('chunked', r'could not be downloaded \(IncompleteRead'),
-        ('end', 'is damaged, incomplete or no checkpoint'),  # nothing else gives it away
+        ('end', 'is damaged, incomplete or not a checkpoint'),  # nothing else gives it away
     ],
 )
 def test_a_connection_lost_in_the_middle_leaves_nothing(
@@ -198,7 +198,7 @@ def test_what_is_no_checkpoint_is_not_kept(site: str, web: type[FileServer], cac
     sound = web.files['/a.pth']
     web.files['/a.pth'] = body
     message = refusal(f'{site}/a.pth')
-    assert 'is damaged, incomplete or no checkpoint' in message or 'was refused: it is damaged' in message
+    assert 'is damaged, incomplete or not a checkpoint' in message or 'was refused: it is damaged' in message
     assert (kept(cache), remains(cache)) == ([], [])
     web.files['/a.pth'] = sound
     assert_equal(read(download(f'{site}/a.pth')))
@@ -263,7 +263,7 @@ def test_a_shard_is_asked_for_by_its_encoded_name(
 @pytest.mark.parametrize(
     ('index', 'what'),
     [
-        ('<html>Sign in</html>', 'is no index of shards'),
+        ('<html>Sign in</html>', 'is not an index of shards'),
         ('{"weight_map": {"norm.bias": "../a.pth"}}', "lists '../a.pth', which is not a file beside it"),
         ('{"weight_map": {"norm.bias": ""}}', "lists '', which is not a file beside it"),
         ('{"weight_map": {"norm.bias": "index.json"}}', "lists 'index.json', which is not a file beside it"),

@@ -69,16 +69,20 @@ def test_a_text_file_is_refused(tmp_path: Path, text: str, suffix: str) -> None:
     message = refusal(path)
     assert any(
         part in message
-        for part in ('is damaged, incomplete or no checkpoint', 'was refused: it is damaged', 'is no index of shards')
+        for part in (
+            'is damaged, incomplete or not a checkpoint',
+            'was refused: it is damaged',
+            'is not an index of shards',
+        )
     )
 
 
 @pytest.mark.parametrize(
     ('suffix', 'what'),
     [
-        ('.pth', 'is damaged, incomplete or no checkpoint'),
-        ('.safetensors', 'is damaged, incomplete or no checkpoint'),
-        ('.json', 'is no index of shards'),
+        ('.pth', 'is damaged, incomplete or not a checkpoint'),
+        ('.safetensors', 'is damaged, incomplete or not a checkpoint'),
+        ('.json', 'is not an index of shards'),
     ],
 )
 def test_a_folder_or_a_missing_file_is_refused(tmp_path: Path, suffix: str, what: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def launch_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What launch sets is set back after each test."""
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')

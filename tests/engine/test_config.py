@@ -9,6 +9,8 @@ from small_config import CONFIG, load, message
 from cvt_dense.engine.config import load_config
 from cvt_dense.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('launch_environment')
+
 
 def test_a_config_is_read_with_overrides(tmp_path: Path) -> None:
     options = {'model.backbone.init_cfg': None, 'param_scheduler.0.end': 7, 'randomness.seed': 1}

@@ -9,6 +9,8 @@ from mmengine.config import Config
 from cvt_dense.engine import devices
 from cvt_dense.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('launch_environment')
+
 
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
 def test_a_distributed_run_that_could_not_start_is_refused(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from small_config import CONFIG, load, message
 from cvt_dense.engine import launch, run_checkpoints
 from cvt_dense.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('launch_environment')
+
 
 def test_settings_that_nothing_can_be_built_from_are_one_line(tmp_path: Path) -> None:
     cfg = load(tmp_path, CONFIG.replace("type='X', backbone=", "type='ImgDataPreprocessor', no_such_setting="))

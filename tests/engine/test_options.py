@@ -13,6 +13,8 @@ from small_config import CONFIG
 from cvt_dense.engine import options
 from cvt_dense.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('launch_environment')
+
 
 def test_overrides_of_the_command_line_are_understood(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()

@@ -194,7 +194,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 def test_mmengine_writes_through_it_once_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     from mmengine.fileio.backends import registry_utils
 
-    from cvt_dense.engine.resume import write_files_atomically
+    from cvt_dense.engine.checkpoint_files import write_files_atomically
 
     for table, key in ((registry_utils.backends, 'local'), (registry_utils.prefix_to_backends, '')):
         monkeypatch.setitem(table, key, table[key])  # as it is, and so again afterwards

@@ -11,6 +11,8 @@ from torch import nn
 from cvt_dense.engine import run_checkpoints
 from cvt_dense.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('launch_environment')
+
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     for path, what in ((tmp_path / 'a.pth', 'does not exist'), (tmp_path, 'is a folder, not a file')):

@@ -84,6 +84,10 @@ class ToolProcess:
             time.sleep(0.01)
         return self.returncode
 
+    def kill(self) -> None:
+        """End the process at once."""
+        self.send_signal(signal.SIGKILL)
+
     def send_signal(self, number: int) -> None:
         """Send a signal to the process."""
         os.kill(self.pid, number)

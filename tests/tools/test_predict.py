@@ -26,6 +26,7 @@ from pycocotools.coco import COCO
 
 from cvt_dense import cli
 from cvt_dense.apis import Item, Predictor
+from cvt_dense.apis.run import batches
 from cvt_dense.visualization.painter import Painter
 
 DETECTION = ROOT / 'configs/maskrcnn_cvttiny_fpn_shapes.py'
@@ -245,7 +246,7 @@ def test_batches_have_one_size_and_few_images_wait(monkeypatch: pytest.MonkeyPat
         return Item(number, Path('x'), 'x', None, np.empty((side, 8, 3), np.uint8), packed)
 
     sides = [1, 2, 1, 1, 2, 3]
-    made = [[i.image_id for i in batch] for batch in predict.batches((item(i, s) for i, s in enumerate(sides)), 2)]
+    made = [[i.image_id for i in batch] for batch in batches((item(i, s) for i, s in enumerate(sides)), 2)]
     assert made == [[0, 2], [1, 4], [3], [5]]
     taken: list[int] = []
 
@@ -255,7 +256,7 @@ def test_batches_have_one_size_and_few_images_wait(monkeypatch: pytest.MonkeyPat
             yield item(i, i)
 
     given = 0
-    for batch in predict.batches(many(), 3):
+    for batch in batches(many(), 3):
         assert len({i.image.shape for i in batch}) == 1
         assert len(taken) - given <= 12
         given += len(batch)
@@ -476,7 +477,7 @@ class Harmful:
     [
         (dict(config='nope.py'), 'config nope.py does not exist'),
         (dict(checkpoint='nope.pth'), 'checkpoint nope.pth does not exist'),
-        (dict(checkpoint='text.pth'), 'checkpoint text.pth is damaged, incomplete or no checkpoint'),
+        (dict(checkpoint='text.pth'), 'checkpoint text.pth is damaged, incomplete or not a checkpoint'),
         (dict(checkpoint='harmful.pth'), 'checkpoint harmful.pth was refused'),
         (dict(checkpoint='other'), 'does not fit this config: it lacks'),
         (dict(input='nope.jpg'), 'input nope.jpg does not exist'),

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from torch.utils.data import _utils
 
 # The same examples every time, and no limit on how long one may take on a busy machine.
 hypothesis.settings.register_profile('repeatable', derandomize=True, deadline=None, database=None)
@@ -17,6 +18,8 @@ hypothesis.settings.load_profile('repeatable')
 
 # Ctrl-C is tested too: a shell lets programs that it starts in the background ignore it, and all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Seconds, instead of 5, that a data loader which is garbage-collected waits for its workers, and they for an index.
+_utils.MP_STATUS_CHECK_INTERVAL = _utils.worker.MP_STATUS_CHECK_INTERVAL = 0.5
 
 
 @pytest.fixture(autouse=True)

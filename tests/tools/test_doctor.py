@@ -29,6 +29,7 @@ from golden import TINY
 from mmengine.config import Config
 from paths import ROOT
 from PIL import Image
+from tool_processes import run_tool
 
 from cvt_dense import CvTTrunk
 
@@ -54,6 +55,8 @@ def assert_fails(results: Iterator[Result], text: str, fix: str) -> None:
 def run(*arguments: object, env: dict[str, str] | None = None, code: str = '') -> subprocess.CompletedProcess[str]:
     """Run the tool from the root of the checkout, after some code; its output as text."""
     tool = str(ROOT / 'tools' / 'doctor.py')
+    if not code:
+        return run_tool([tool, *arguments], env=os.environ | (env or {}))
     start = f'{code}\nimport runpy, sys\nsys.argv = {[tool, *map(str, arguments)]!r}\n'
     start += f'sys.path.insert(0, {str(ROOT / "tools")!r})\nrunpy.run_path(sys.argv[0], run_name="__main__")'
     return subprocess.run(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import get_rank, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
@@ -82,7 +82,8 @@ class AtomicLocalBackend(LocalBackend):
         """
         target = Path(filepath)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f'.{target.name}.part')
+        rank = get_rank()  # all processes of a run write some files, each the same
+        part = target.with_name(f'.{target.name}{f".{rank}" if rank else ""}.part')
         try:
             with open(part, 'wb') as file:
                 file.write(obj)

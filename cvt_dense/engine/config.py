@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -54,6 +55,8 @@ def load_config(
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program and may raise anything
         raise UserError(f'config {path} cannot be read: {type(error).__name__}: {reason(error)}') from error
+    for name in [name for name, value in cfg.items() if isinstance(value, (FunctionType, ModuleType))]:
+        cfg.pop(name)  # no setting, and nothing that can be written down; new-style configs may have them
     if not cfg.get('model'):
         raise UserError(f'config {path} is not a runnable one: it sets no model')
     cfg.default_scope = cfg.get('default_scope') or _scope_of(cfg.model)

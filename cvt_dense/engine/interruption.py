@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-from mmengine.dist import all_reduce, barrier, is_main_process
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -27,9 +27,10 @@ INTERRUPTED = 'interrupted.pth'
 class Interrupted(BaseException):
     """A signal stops the run; as KeyboardInterrupt no Exception, which code on the way might take for an error."""
 
-    def __init__(self, number: int, message: str | None = None) -> None:
+    def __init__(self, number: int, message: str | None = None, all_stop: bool = False) -> None:
         super().__init__(f'stopped by {signal.Signals(number).name}' if message is None else message)
         self.number = number
+        self.all_stop = all_stop  # all processes of the run, and at the same place
 
     @property
     def exit_code(self) -> int:
@@ -95,7 +96,6 @@ class InterruptionHook(Hook):
     def __init__(self) -> None:
         self._on_disk: int | None = None
         self._validates = False
-        self._all_stop = False
 
     def before_train(self, runner: Runner) -> None:
         """Note what needs no saving: a start, or the checkpoint that was resumed from."""
@@ -113,8 +113,7 @@ class InterruptionHook(Hook):
             number = torch.tensor(signals.number, dtype=torch.uint8)
             all_reduce(number, 'max')  # nothing for a single process; with GPUs, the losses were waited for just before
             if number:
-                self._all_stop = True
-                raise Interrupted(int(number))
+                raise Interrupted(int(number), all_stop=True)
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Stop if this process got a signal: the others have the same weights, and the first one saves them."""
@@ -134,7 +133,7 @@ class InterruptionHook(Hook):
         self._validates, signals.response = False, 'note'
 
     def save(self, runner: Runner) -> str:
-        """Save what was trained since the last checkpoint; returns what to tell the user."""
+        """Save what was trained since the last checkpoint, in the first process; returns what to tell the user."""
         signals.response = 'note'
         where = f'after iteration {runner.iter} of {runner.max_iters}'
         if not isinstance(runner, Runner) or not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
@@ -143,8 +142,6 @@ class InterruptionHook(Hook):
             return 'before the first iteration'
         if runner.iter != self._on_disk:
             self._save(runner)
-        if self._all_stop:  # here; the first to exit would have the others killed
-            barrier()
         return where
 
     def _save(self, runner: Runner) -> None:

@@ -40,19 +40,22 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     load_checkpoints_safely()
     write_files_atomically()
-    exit_code = 1
+    exit_code, all_stop = 1, False
     try:
-        signals.listen()
-        cli.run(partial(_with_one_line_for_the_network, main))
+        try:
+            signals.listen()
+            cli.run(partial(_with_one_line_for_the_network, main))
+        finally:
+            signals.response = 'note'  # it ends anyway
     except SystemExit as end:
-        exit_code = end.code
+        exit_code, all_stop = end.code, end.code == 0
     except Interrupted as stop:
         if is_main_process():
             print(stop, file=sys.stderr)
-        exit_code = stop.exit_code
+        exit_code, all_stop = stop.exit_code, stop.all_stop
     except Exception:  # a fault of ours
         traceback.print_exc()
-    leave(exit_code)
+    leave(exit_code, all_stop)
 
 
 def _with_one_line_for_the_network(main: Callable[[], None]) -> None:
@@ -178,7 +181,7 @@ def run_training(runner: Runner) -> None:
         if isinstance(error, Interrupted) or (number and signals.response == 'raise'):  # something made an error of it
             (hook,) = (hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
             message = f'{Interrupted(number)} {hook.save(runner)}; {way_on(runner.work_dir)}'
-            raise Interrupted(number, message) from None
+            raise Interrupted(number, message, getattr(error, 'all_stop', False)) from None
         if number and lost_process(error):  # which got the signal that this process got
             raise Interrupted(number, f'{Interrupted(number)}; {way_on(runner.work_dir)}') from error
         raise

@@ -19,21 +19,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def leave(exit_code: int) -> NoReturn:
+def leave(exit_code: int, all_stop: bool) -> NoReturn:
     """End this process, in order where it belongs to a group of processes.
 
     Threads of gloo that still hold tensors while the interpreter is taken down abort the process, so the group has to
     end before. That is possible only where all processes are done: otherwise it would wait, for half an hour, for
     collectives that the others do not take part in any more. Then the process leaves without taking anything down.
+
+    Args:
+        exit_code: Of the process.
+        all_stop: All processes of the group are at their ends: they end together, as the first one to exit, unless it
+            does so with 0, has a launcher end the others.
     """
     if not distributed.is_initialized():
         sys.exit(exit_code)
-    if exit_code == 0:
-        with suppress(RuntimeError):  # another process has failed, and has said why
+    atexit._run_exitfuncs()
+    if all_stop:
+        with suppress(RuntimeError):  # another process has failed all the same, and has said why
             distributed.barrier()
         distributed.destroy_process_group()
-        sys.exit(0)
-    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -58,7 +58,9 @@ def find_start(cfg: Config, resume: str | None) -> Start:
     Raises:
         UserError: If the file does not exist, or the work directory has checkpoints and none of them can be read.
     """
-    checkpoint = resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
+    checkpoint = resume
+    if checkpoint is None and cfg.get('resume'):
+        checkpoint = cfg.get('load_from') or 'auto'
     if checkpoint == 'auto':
         checkpoint = _newest_checkpoint(Path(cfg.work_dir))
         if checkpoint is None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ class ToolProcess:
         cwd: Its working directory.
         env: All of its environment variables; those that count during the imports have no effect.
         new_session: Start it as the leader of a session, and of a group of processes, of its own.
+        file_size_limit: Bytes that a file may have at most, for it.
 
     Attributes:
         pid: Of the process.
@@ -46,6 +49,7 @@ class ToolProcess:
         cwd: Path = ROOT,
         env: Mapping[str, str] | None = None,
         new_session: bool = False,
+        file_size_limit: int | None = None,
     ) -> None:
         server = _running_server()
         for file in {log, errors or log}:
@@ -59,6 +63,7 @@ class ToolProcess:
             cwd=str(cwd),
             env=dict(os.environ if env is None else env),
             new_session=new_session,
+            file_size_limit=file_size_limit,
             exit_code=str(self._exit_code),
         )
         server.stdin.write(f'{json.dumps(request)}\n')
@@ -115,6 +120,85 @@ def run_tool(
         return subprocess.CompletedProcess(list(arguments), code, out.read_text(), err.read_text())
 
 
+class Ranks:
+    """The processes of one run, as torchrun starts them: if one fails, the others are sent SIGTERM.
+
+    Args:
+        arguments: The tool's file, and its arguments but for ``--launcher``.
+        log: Each process writes to a file of this name with its rank before the suffix.
+        count: Of processes.
+        env: All of their environment variables.
+        file_size_limit: Bytes that a file may have at most: a disk that becomes full.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        log: Path,
+        count: int = 2,
+        env: Mapping[str, str] | None = None,
+        file_size_limit: int | None = None,
+    ) -> None:
+        with socket.create_server(('127.0.0.1', 0)) as free:
+            meeting = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE=str(count))
+        self.logs = [log.with_suffix(f'.{rank}{log.suffix}') for rank in range(count)]
+        self.processes = [
+            ToolProcess(
+                [*arguments, '--launcher', 'pytorch'],
+                self.logs[rank],
+                env={**(os.environ if env is None else env), **meeting, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
+                new_session=True,
+                file_size_limit=file_size_limit,
+            )
+            for rank in range(count)
+        ]
+
+    def wait(self, timeout: float = 300) -> list[int]:
+        """Wait for all processes to end; returns their exit codes.
+
+        Raises:
+            subprocess.TimeoutExpired: If one still runs after so many seconds, or 30 after another one has failed.
+        """
+        deadline, has_failed = time.monotonic() + timeout, False
+        try:
+            while None in (codes := [process.poll() for process in self.processes]):
+                if any(codes) and not has_failed:
+                    has_failed, deadline = True, time.monotonic() + 30
+                    self.send_signal(signal.SIGTERM)
+                if time.monotonic() > deadline:
+                    raise subprocess.TimeoutExpired('ranks', timeout, output=self.output())
+                time.sleep(0.02)
+        finally:
+            self.kill()
+        return codes
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to those that run."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def kill(self) -> None:
+        """End at once those that run, with their data loaders' workers."""
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def output(self) -> str:
+        """What all of them have printed."""
+        return ''.join(log.read_text() for log in self.logs)
+
+    def wait_for(self, text: str, timeout: float = 120) -> None:
+        """Wait until the first process has printed a text."""
+        deadline = time.monotonic() + timeout
+        while text not in self.logs[0].read_text():
+            ended = any(process.poll() is not None for process in self.processes)
+            if ended or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f'{text!r} did not come: {self.output()[-3000:]}')
+            time.sleep(0.02)
+
+
 def _running_server() -> subprocess.Popen[str]:
     global _server
     if _server is None:
@@ -167,6 +251,9 @@ def _become(request: dict) -> None:
     """Run a tool in this process as if Python had been started for it."""
     if request['new_session']:
         os.setsid()
+    if request['file_size_limit']:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request['file_size_limit'],) * 2)
     os.chdir(request['cwd'])
     os.environ.clear()
     os.environ.update(request['env'])

@@ -37,6 +37,7 @@ _STEM = 'stage0.patch_embed.proj.weight'
 _POOLS = ('', 'token', 'avg', 'max', 'avgmax')
 
 register_notrace_function(check_images)
+torch.fx.wrap('check_images')
 
 
 class CvTClassifier(nn.Module):
@@ -130,7 +131,7 @@ class CvTClassifier(nn.Module):
             assert global_pool != 'token' or self.num_prefix_tokens, 'the cls token went with the last stage'
             self.global_pool = global_pool
         self.num_classes = num_classes
-        like = self.stages[0].patch_embed.proj.weight
+        like = next(self.stages.parameters())
         head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
         self.head = head.train(self.training) if num_classes > 0 else nn.Identity().train(self.training)
 

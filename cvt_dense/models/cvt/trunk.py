@@ -136,6 +136,9 @@ def check_images(x: torch.Tensor, in_channels: int) -> None:
         raise ValueError(f'CvT takes floating-point images, got {x.dtype}; convert them with .float() first')
 
 
+torch.fx.wrap('check_images')  # a trace of torch.fx is for images of any size, and has none to look at
+
+
 class CvTTrunk(nn.Module):
     """The stages of CvT (arXiv 2103.15808, figure 2), parameters named as in the published weights.
 

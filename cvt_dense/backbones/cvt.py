@@ -20,6 +20,7 @@ from ..models.cvt.trunk import CvTTrunk
 from ..models.norms import keeps_statistics
 from ..models.per_block import PerBlock, WindowSize
 from ..models.settings import boolean, is_integer, is_sequence, shown
+from ..registry import type_name
 from .weights import InitCfg, check_init_cfg, read_init_cfg
 
 
@@ -89,21 +90,34 @@ class CvT(CvTTrunk, BaseModule):
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; a pre-trained checkpoint covers the whole trunk or is refused.
 
+        As in all of mmengine, a second call changes nothing. Each checkpoint, or that there is none, is a line in the
+        log.
+
         Raises:
             CheckpointError: If the checkpoint is not found, cannot be read or does not fit, or ``init_cfg`` names none
                 or has unknown keys; the message says why.
         """
         given = self.init_cfg
         initialization = read_init_cfg(given)
+        is_first, is_standalone = not self.is_init, not hasattr(self, '_params_init_info')
         # BaseModule would load a pre-trained one with strict=False and only warn of what is missing.
         self.init_cfg = initialization.others
         try:
             super().init_weights()
         finally:
             self.init_cfg = given
+        if not is_first:
+            return
         for source in initialization.pretrained:
             report = load_pretrained(self, source.checkpoint, source.prefix)
             print_log(f'CvT: {report}', logger='current')
+        if is_standalone and not initialization.pretrained:
+            made = ' or as '.join(['random', *(f'{type_name(entry)} made them' for entry in initialization.others)])
+            count = len(list(self.parameters()))
+            print_log(f'CvT: {count} tensors are {made}: init_cfg names no checkpoint', logger='current')
+
+    def _dump_init_info(self) -> None:
+        """Leave out mmengine's report of a model that is initialised by itself: four lines for each parameter."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the feature maps of a batch of images.

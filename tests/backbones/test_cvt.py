@@ -149,10 +149,10 @@ def test_initialising_leaves_the_init_cfg_as_it_was() -> None:
 def test_initialising_a_backbone_by_itself_is_one_line(tmp_path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.save(weights(tiny(out_norm=False)), tmp_path / 'tiny.pth')
     pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'tiny.pth'))
-    constant = dict(type='ConstantInit', layer='LayerNorm', val=0.5)
+    constant = dict(type='Constant', layer='LayerNorm', val=0.5)
     for init_cfg, expected in (
         (None, 'tensors are random: init_cfg names no checkpoint'),
-        (constant, 'tensors are random or as ConstantInit made them: init_cfg names no checkpoint'),
+        (constant, 'tensors are random or as Constant made them: init_cfg names no checkpoint'),
         (pretrained, 'tiny.pth'),
         ([constant, pretrained], 'tiny.pth'),
     ):

@@ -41,6 +41,7 @@ def _register(mmengine: Any) -> None:
         'engine.layer_decay',
         'engine.precision',
         'engine.resume',
+        'engine.resume_notes',
         'engine.workers',
         'visualization.hooks',
     ):

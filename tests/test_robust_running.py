@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import re
 import resource
@@ -20,7 +22,8 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
-from mmengine.registry import METRICS, MODELS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import METRICS, MODELS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from paths import ROOT
 from small_regression import Regressor
@@ -31,10 +34,11 @@ from torch.utils.data import DataLoader
 
 from cvt_dense.checkpoints.unpickling import mmengine_types
 from cvt_dense.datasets.shapes_files import make_dataset
-from cvt_dense.engine import launch
-from cvt_dense.engine.divergence import first_invalid
+from cvt_dense.engine import launch, resume_notes
+from cvt_dense.engine.divergence import StopWhenDivergedHook, first_invalid
 from cvt_dense.engine.interruption import INTERRUPTED, Interrupted, Signals, signals
 from cvt_dense.engine.resume import make_resumable
+from cvt_dense.engine.run_checkpoints import Start, start_from
 from cvt_dense.engine.work_dir import claimed
 from cvt_dense.engine.workers import init_worker
 from cvt_dense.errors import UserError
@@ -65,7 +69,7 @@ def _no_signal() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    signals.number, signals.response = 0, 'exit'
+    signals.number, signals.response = 0, 'raise'
 
 
 @pytest.fixture(scope='module')
@@ -89,8 +93,9 @@ class Call(Hook):
 def train(cfg: Config, *hooks: Hook, resume_from: Path | None = None) -> dict[str, torch.Tensor]:
     """Train as tools/train.py does; returns the weights."""
     make_resumable(cfg)
-    cfg.update(resume=resume_from is not None, load_from=resume_from and str(resume_from))
     runner = launch.build_runner(cfg)
+    if resume_from is not None:
+        start_from(runner, Start(str(resume_from), resume=True, whole=True))
     for hook in hooks:
         runner.register_hook(hook)
     with mmengine_types():
@@ -129,7 +134,7 @@ def config(work_dir: Path, by_epoch: bool = False, workers: int = 0, **settings:
 
 
 def _forget() -> None:
-    signals.number, signals.response = 0, 'exit'
+    signals.number, signals.response = 0, 'raise'
 
 
 def test_a_signal_waits_until_accumulated_gradients_are_used(tmp_path: Path) -> None:
@@ -139,16 +144,113 @@ def test_a_signal_waits_until_accumulated_gradients_are_used(tmp_path: Path) -> 
         train(config(tmp_path, **settings), Call('after_train_iter', 5, send(signal.SIGTERM)))
 
 
-def test_a_signal_before_the_first_iteration_ends_the_process_at_once(tmp_path: Path) -> None:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            signals.listen()
-            train(config(tmp_path), Call('before_run', 0, send(signal.SIGTERM)))
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+def test_a_signal_before_the_first_iteration_ends_the_run_at_once(tmp_path: Path) -> None:
+    signals.listen()
+    expected = 'SIGTERM before the first iteration; no checkpoint has been written yet'
+    with pytest.raises(Interrupted, match=expected) as e:
+        train(config(tmp_path), Call('before_run', 0, send(signal.SIGTERM)))
+    assert e.value.exit_code == 143
     assert not list(tmp_path.glob('*.pth'))
+
+
+def test_a_signal_while_a_resume_starts_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
+    train(config(tmp_path, **{'default_hooks.checkpoint.interval': 5, 'train_cfg.max_iters': 5}))
+    content = (tmp_path / 'iter_5.pth').read_bytes()
+    signals.listen()
+    with pytest.raises(Interrupted, match=r'before the first iteration; go on from .+iter_5\.pth'):
+        train(
+            config(tmp_path),
+            Call('after_load_checkpoint', 0, send(signal.SIGTERM)),
+            resume_from=tmp_path / 'iter_5.pth',
+        )
+    assert (tmp_path / 'iter_5.pth').read_bytes() == content
+    assert not (tmp_path / INTERRUPTED).exists()
+
+
+@pytest.mark.parametrize(('by_epoch', 'max_keep'), [(False, 1), (False, 2), (True, 1)])
+def test_a_resume_in_another_folder_deletes_nothing_there(tmp_path: Path, by_epoch: bool, max_keep: int) -> None:
+    """Its checkpoint names the best one of that folder, and those that were to be deleted next."""
+
+    def settings(name: str) -> Config:
+        cfg = validating(tmp_path / name, by_epoch=by_epoch)
+        last = dict(max_epochs=2) if by_epoch else dict(max_iters=10)
+        cfg.merge_from_dict(dict(train_cfg=dict(val_interval=1 if by_epoch else 5, **last)))
+        step = 1 if by_epoch else 5
+        cfg.default_hooks.checkpoint.update(
+            save_best='progress', rule='greater', interval=step, max_keep_ckpts=max_keep, published_keys=['state_dict']
+        )
+        return cfg
+
+    train(settings('first'))
+    there = {path: path.read_bytes() for path in (tmp_path / 'first').glob('*.pth')}
+    assert any(path.name.startswith('best_') for path in there)
+    cfg = settings('second')
+    cfg.train_cfg.update(dict(max_epochs=3) if by_epoch else dict(max_iters=15))
+    newest = tmp_path / 'first' / ('epoch_2.pth' if by_epoch else 'iter_10.pth')
+    train(cfg, resume_from=newest)
+    best = [path for path in (tmp_path / 'second').glob('best_*.pth') if '-' not in path.name]  # not the published
+    assert len(best) == 1
+    assert {path: path.read_bytes() for path in (tmp_path / 'first').glob('*.pth')} == there
+
+
+def test_the_best_checkpoint_of_a_folder_that_was_moved_is_replaced(tmp_path: Path) -> None:
+    for name, last in (('run', 10), ('moved', 15)):
+        cfg = validating(tmp_path / name)
+        cfg.train_cfg.update(max_iters=last, val_interval=5)
+        cfg.default_hooks.checkpoint.update(save_best='progress', rule='greater', interval=5)
+        train(cfg, resume_from=tmp_path / 'moved/iter_10.pth' if name == 'moved' else None)
+        if name == 'run':
+            (tmp_path / 'run').rename(tmp_path / 'moved')
+    assert [path.name for path in (tmp_path / 'moved').glob('best_*.pth')] == ['best_progress_iter_15.pth']
+
+
+def test_a_resume_says_what_of_the_config_it_does_not_take(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(resume_notes, 'print_log', lambda line, *args, **kwargs: lines.append(line))
+    short = {'train_cfg.max_iters': 5, 'default_hooks.checkpoint.interval': 5}
+    train(config(tmp_path, **short))
+    newest = tmp_path / 'iter_5.pth'
+    train(config(tmp_path), resume_from=newest)
+    assert lines == []
+    changed = {
+        'optim_wrapper.optimizer.lr': 0.5,
+        'param_scheduler.end': 14,
+        'optim_wrapper.optimizer.weight_decay': 0.3,
+    }
+    train(config(tmp_path, **changed), resume_from=newest)
+    (line,) = lines
+    assert (
+        'weight_decay 0.01, in the config 0.3; lr 0.1, in the config 0.5; param_scheduler.0.total_iters 11, in' in line
+    )
+    # The advice is obeyed: the schedule is that of the config.
+    lines.clear()
+    cfg = config(tmp_path / 'new', **changed)
+    make_resumable(cfg)
+    runner = launch.build_runner(cfg)
+    start_from(runner, Start(str(newest)))
+    launch.run_training(runner)
+    assert lines == []
+    assert runner.param_schedulers[0].end == 14
+    assert runner.optim_wrapper.optimizer.param_groups[0]['initial_lr'] == 0.5
+    assert f'load_from={newest}' in line
+
+
+@pytest.mark.parametrize('ema_goes_on', [True, False])
+def test_a_resume_without_the_average_says_that_it_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_goes_on: bool
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(resume_notes, 'print_log', lambda line, *args, **kwargs: lines.append(line))
+    train(config(tmp_path, **{'train_cfg.max_iters': 5, 'default_hooks.checkpoint.interval': 5}))
+    cfg = config(tmp_path)
+    if not ema_goes_on:
+        cfg.custom_hooks = []
+    train(cfg, resume_from=tmp_path / 'iter_5.pth')
+    assert ['training goes on from the average; with --ema it goes on' in line for line in lines] == [True] * (
+        not ema_goes_on
+    )
 
 
 @METRICS.register_module()
@@ -177,8 +279,8 @@ class Metric(BaseMetric):
         return dict(progress=MessageHub.get_current_instance().get_info('iter'))
 
 
-def validating(work_dir: Path, **metric: Any) -> Config:
-    cfg = config(work_dir)
+def validating(work_dir: Path, by_epoch: bool = False, **metric: Any) -> Config:
+    cfg = config(work_dir, by_epoch)
     loader = dict(cfg.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
     metric = dict(type='Metric', **metric)
     cfg.update(val_cfg=dict(type='ValLoop'), val_dataloader=loader, val_evaluator=metric)
@@ -281,7 +383,7 @@ def test_a_killed_worker_is_named_even_if_something_made_another_error_of_it(tmp
     def have_a_bug(runner: Runner) -> None:
         raise RuntimeError('shapes do not match')
 
-    with pytest.raises(RuntimeError, match='shapes'):
+    with pytest.raises(UserError, match='training fails at iteration 4: RuntimeError: shapes do not match; the'):
         train(config(tmp_path), Call('after_train_iter', 3, have_a_bug))
 
 
@@ -472,6 +574,30 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_the_iteration_and_the_checkp
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_2.pth', 'iter_4.pth']
 
 
+class Scaled(OptimWrapper):
+    """A wrapper with a loss scaler, as mmengine's for float16, which asks for a GPU."""
+
+    loss_scaler = 'skips steps whose gradients are not finite'
+
+
+@pytest.mark.parametrize('overflows', [1, StopWhenDivergedHook.SKIPPED, StopWhenDivergedHook.SKIPPED + 1])
+def test_a_loss_scaler_may_skip_steps_but_not_for_ever(tmp_path: Path, overflows: int) -> None:
+    OPTIM_WRAPPERS.register_module(module=Scaled, force=True)
+    cfg = config(tmp_path, **{'optim_wrapper.type': 'Scaled', 'train_cfg.max_iters': 40})
+
+    def overflow(runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if 5 <= runner.iter < 5 + overflows:
+            runner.message_hub.update_scalar('train/loss', float('inf'))
+
+    hook = Hook()
+    hook.after_train_iter = overflow
+    if overflows > StopWhenDivergedHook.SKIPPED:
+        with pytest.raises(UserError, match=f'the loss is inf at iteration {5 + overflows}, and is not saved'):
+            train(cfg, hook)
+    else:
+        train(cfg, hook)
+
+
 def test_weights_that_are_nan_are_not_saved_although_the_loss_was_finite(tmp_path: Path) -> None:
     settings = {'default_hooks.checkpoint.interval': 2}
     message = r'linear\.weight is no longer finite at iteration 6, .+; go on from .+iter_4\.pth'
@@ -591,7 +717,11 @@ def test_memory_and_open_files_do_not_grow_over_500_iterations(
     )
     measured: dict[int, tuple[float, int]] = {}
 
+    trim = ctypes.CDLL(None).malloc_trim
+
     def measure(runner: Runner) -> None:
+        gc.collect()
+        trim(0)  # what is free, but not given back to the system, comes and goes
         pages = int(Path('/proc/self/statm').read_text().split()[1])
         files = len(os.listdir('/proc/self/fd'))
         measured[runner.iter] = pages * resource.getpagesize() / 2**20, files

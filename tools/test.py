@@ -7,6 +7,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import copy
 import signal
 
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
@@ -34,11 +35,12 @@ def main() -> None:
     args = parse_args()
     cfg = options.load_config_of(args)
     launch.prepare_devices(cfg)
+    asked = copy.deepcopy(cfg)
     if args.show_dir:
         options.draw_predictions(cfg, args.show_dir)
     if args.out:
         options.dump_predictions(cfg, args.out)
-    launch.test(cfg, args.checkpoint)
+    launch.test(cfg, args.checkpoint, asked)
 
 
 if __name__ == '__main__':

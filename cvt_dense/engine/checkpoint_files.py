@@ -19,12 +19,24 @@ from .interruption import INTERRUPTED
 
 @HOOKS.register_module()
 class KeepUntilSavedCheckpointHook(CheckpointHook):
-    """mmengine's hook, which deletes the oldest and the once best checkpoint after, not before, writing the new one."""
+    """mmengine's hook, which deletes the oldest and the once best checkpoint after, not before, writing the new one.
+
+    It deletes nothing but what is in the run's own folder: a checkpoint that was resumed from may name files of others.
+    """
 
     def before_train(self, runner: Runner) -> None:
-        """Collect what mmengine would delete."""
+        """Collect what mmengine would delete, and forget the best checkpoint of another folder."""
         super().before_train(runner)
         self.file_backend = _DeleteLater(self.file_backend)
+        if getattr(self, 'best_ckpt_path', None):
+            self.best_ckpt_path = self._own(self.best_ckpt_path)
+        for key, path in getattr(self, 'best_ckpt_path_dict', {}).items():
+            self.best_ckpt_path_dict[key] = path and self._own(path)
+
+    def _own(self, path: str) -> str | None:
+        """A file of the run's folder; where that was moved or copied, the one that is there now."""
+        own = self.file_backend.join_path(self.out_dir, Path(path).name)
+        return own if self.file_backend.isfile(own) else None
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)

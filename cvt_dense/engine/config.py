@@ -8,11 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from .. import cli
 from ..errors import UserError, reason
+from ..registry import module_name, type_name
+
+#: Settings that mmengine looks up in the config as a whole; the others are arguments of its Runner.
+_LOOKED_UP = (
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'init_weights_for_test_or_val',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+)
+#: Hooks that every Runner has unless the config sets them to None.
+_OWN_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 
 
 def load_config(
@@ -38,8 +54,11 @@ def load_config(
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program and may raise anything
         raise UserError(f'config {path} cannot be read: {type(error).__name__}: {reason(error)}') from error
-    if 'default_scope' not in cfg or 'model' not in cfg:
-        raise UserError(f'config {path} is not a runnable one: it sets no model or no default_scope')
+    if not cfg.get('model'):
+        raise UserError(f'config {path} is not a runnable one: it sets no model')
+    cfg.default_scope = cfg.get('default_scope') or _scope_of(cfg.model)
+    if cfg.default_scope is None:
+        raise UserError(f"config {path} is not a runnable one: it sets no default_scope, such as 'mmdet'")
     if cfg.default_scope in ('mmdet', 'mmseg'):
         cli.check_installed('mmcv', cfg.default_scope)
     if options:
@@ -56,8 +75,54 @@ def load_config(
 
 def _check_override_paths(cfg: Config, options: Mapping[str, Any]) -> None:
     """Refuse an override that nothing would read: mmengine silently adds unknown keys."""
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters}
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters, *_LOOKED_UP}
     for option in options:
         key = option.split('.')[0]
         if key not in known:
             raise UserError(f'--cfg-options {option}: neither the config nor the Runner has a setting {key!r}')
+
+
+def _scope_of(model: Mapping[str, Any]) -> str | None:
+    """The toolkit that a model is of, by where its class is: new-style configs set no default scope."""
+    package = module_name(model).partition('.')[0]
+    return package if package in ('mmdet', 'mmseg', 'mmpretrain') else None
+
+
+def check_complete(cfg: Config, split: str) -> None:
+    """Check that a config sets all that training, or testing, is made of.
+
+    Args:
+        cfg: Config of the run.
+        split: ``'train'`` or ``'test'``.
+
+    Raises:
+        UserError: If something is missing; the message names it.
+    """
+    needed = [f'{split}_dataloader', f'{split}_cfg', 'optim_wrapper' if split == 'train' else 'test_evaluator']
+    if split == 'train' and cfg.get('val_cfg'):
+        needed += ['val_dataloader', 'val_evaluator']
+    for name in needed:
+        if not cfg.get(name):
+            raise UserError(f'the config sets no {name}, which {split}ing needs; see those in configs/')
+
+
+def hooks_of(cfg: Config) -> ConfigDict:
+    """The ``default_hooks`` of a config, which are put there if it has none."""
+    if not cfg.get('default_hooks'):
+        cfg.default_hooks = ConfigDict()
+    return cfg.default_hooks
+
+
+def add_hook(cfg: Config, name: str) -> None:
+    """Add a custom hook to a config, unless it has one of that type: a dumped config has those that tools added."""
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(type_name(hook) == name for hook in [*hooks, *hooks_of(cfg).values()]):
+        hooks.append(ConfigDict(type=name))
+    cfg.custom_hooks = hooks
+
+
+def leave_out_hooks(cfg: Config) -> None:
+    """Leave out the default hooks that are set to None, which mmengine takes from its own alone."""
+    hooks = hooks_of(cfg)
+    for name in [name for name, hook in hooks.items() if hook is None and name not in _OWN_HOOKS]:
+        del hooks[name]

@@ -13,6 +13,7 @@ from torch import distributed
 
 from ..errors import UserError, reason
 from ..registry import type_name
+from .config import hooks_of
 
 
 def use_gloo_without_gpu(cfg: Config) -> None:
@@ -65,7 +66,7 @@ def prepare_launcher(cfg: Config) -> None:
             f'--launcher {cfg.launcher} needs GPUs, and torch sees none: use torchrun and --launcher pytorch on CPUs'
         )
     is_sharded = 'FSDP' in type_name(cfg.get('strategy'))
-    if is_sharded and not torch.cuda.is_available() and cfg.default_hooks.get('checkpoint', {}) is not None:
+    if is_sharded and not torch.cuda.is_available() and hooks_of(cfg).get('checkpoint', {}) is not None:
         raise UserError(
             'FSDP saves checkpoints on GPUs only, and torch sees none: to try it without, leave them out with '
             '--cfg-options default_hooks.checkpoint=None'

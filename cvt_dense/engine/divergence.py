@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import UserError
+from .processes import unwrapped
 from .work_dir import way_on
 
 
@@ -21,16 +23,26 @@ class StopWhenDivergedHook(Hook):
 
     priority = 'LOW'  # after the log has the losses, before CheckpointHook
 
+    #: Losses one after the other that a loss scaler may skip: it halves its scale of 65536 until they are finite.
+    SKIPPED = 25
+
+    def __init__(self) -> None:
+        self._skipped = 0
+
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Look at the loss, which mmengine has fetched for its log: a GPU is not waited for once more.
 
         Raises:
-            UserError: If it is not finite.
+            UserError: If it is not finite; with a loss scaler, which skips such a step, if that does not help.
         """
         losses = runner.message_hub.log_scalars.get('train/loss')
-        if losses is not None and not math.isfinite(losses.current()):
+        if losses is None or math.isfinite(losses.current()):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        if not _has_scaler(runner.optim_wrapper) or self._skipped > self.SKIPPED:
             raise _diverged(runner, f'the loss is {losses.current()} at iteration {runner.iter + 1}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -39,9 +51,14 @@ class StopWhenDivergedHook(Hook):
         Raises:
             UserError: If one is not finite.
         """
-        name = first_invalid(runner.model)
+        name = first_invalid(unwrapped(runner.model))
         if name:
             raise _diverged(runner, f'{name} is no longer finite at iteration {checkpoint["meta"]["iter"]}')
+
+
+def _has_scaler(optim_wrapper: Any) -> bool:
+    wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+    return any(getattr(wrapper, 'loss_scaler', None) is not None for wrapper in wrappers)
 
 
 def first_invalid(model: nn.Module) -> str | None:

@@ -1,7 +1,7 @@
 """Runs that SIGTERM, SIGINT (Ctrl-C) or SIGHUP stops save their work first.
 
 A signal that comes during training is noted and obeyed before the next iteration, of training or validation; at any
-other time it is obeyed at once.
+other time it raises :class:`Interrupted` at once, so that whatever is open is closed and saved on the way out.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Signals:
 
     Attributes:
         number: The first one; 0 if there was none.
-        response: ``'exit'`` ends the process, ``'note'`` leaves it to the code that reads ``number``, ``'raise'``
-            raises :class:`Interrupted`, wherever the process is, so that it may get lost: look at ``number`` too.
+        response: ``'raise'`` raises :class:`Interrupted`, wherever the process is, so that it may get lost: look at
+            ``number`` too; ``'note'`` leaves it to the code that reads ``number``. A second signal ends the process.
     """
 
     #: Seconds in which another signal is the same one again: timeout(1) and job managers send it to the process, and to
@@ -52,7 +52,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.number = 0
-        self.response: Literal['exit', 'note', 'raise'] = 'exit'
+        self.response: Literal['raise', 'note'] = 'raise'
         self._at = 0.0
         self._pid = 0
 
@@ -75,9 +75,6 @@ class Signals:
         self.number, self._at = number, time.monotonic()
         if self.response == 'raise':
             raise Interrupted(number)
-        if self.response == 'exit':
-            _say(f'stopped by {signal.Signals(number).name}: there was nothing to save')
-            os._exit(128 + number)
         _say(f'{signal.Signals(number).name}: saving and stopping; once more to stop at once')
 
 
@@ -96,8 +93,9 @@ class InterruptionHook(Hook):
     priority = 'VERY_HIGH'  # in after_val_epoch before EMAHook, which swaps weights
 
     def __init__(self) -> None:
-        self._on_disk = 0
+        self._on_disk: int | None = None
         self._validates = False
+        self._all_stop = False
 
     def before_train(self, runner: Runner) -> None:
         """Note what needs no saving: a start, or the checkpoint that was resumed from."""
@@ -111,10 +109,11 @@ class InterruptionHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Stop if any process got a signal; where gradients are accumulated, only when there are none."""
         signals.response = 'note'
-        if runner.iter % runner.cfg.optim_wrapper.get('accumulative_counts', 1) == 0:
+        if runner.iter % (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1) == 0:
             number = torch.tensor(signals.number, dtype=torch.uint8)
             all_reduce(number, 'max')  # nothing for a single process; with GPUs, the losses were waited for just before
             if number:
+                self._all_stop = True
                 raise Interrupted(int(number))
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -140,9 +139,11 @@ class InterruptionHook(Hook):
         where = f'after iteration {runner.iter} of {runner.max_iters}'
         if not isinstance(runner, Runner) or not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
             return f'{where}, not saved: neither sharded models nor configs without checkpoints are'
+        if self._on_disk is None:  # it was still starting
+            return 'before the first iteration'
         if runner.iter != self._on_disk:
             self._save(runner)
-        if not self._validates:  # all processes stop here; the first to exit would have the others killed
+        if self._all_stop:  # here; the first to exit would have the others killed
             barrier()
         return where
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import copy
+import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -20,10 +22,13 @@ from ..datasets.paths import check_data
 from ..errors import UserError, reason
 from ..registry import type_name
 from .checkpoint_files import load_checkpoints_safely, write_files_atomically
+from .config import add_hook, check_complete, leave_out_hooks
 from .devices import hide_gpu_without_operators, prepare_launcher, use_batchnorm_without_gpu
+from .failures import cannot_be_built, in_one_line, lost_process
 from .interruption import Interrupted, InterruptionHook, signals
+from .processes import leave
 from .resume import make_resumable
-from .run_checkpoints import check_checkpoint, check_weights, set_resume
+from .run_checkpoints import Start, check_checkpoint, find_start, start_from
 from .work_dir import claimed, way_on
 from .workers import protect_workers
 
@@ -35,13 +40,19 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     load_checkpoints_safely()
     write_files_atomically()
+    exit_code = 1
     try:
         signals.listen()
         cli.run(partial(_with_one_line_for_the_network, main))
+    except SystemExit as end:
+        exit_code = end.code
     except Interrupted as stop:
         if is_main_process():
             print(stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
+        exit_code = stop.exit_code
+    except Exception:  # a fault of ours
+        traceback.print_exc()
+    leave(exit_code)
 
 
 def _with_one_line_for_the_network(main: Callable[[], None]) -> None:
@@ -53,19 +64,28 @@ def _with_one_line_for_the_network(main: Callable[[], None]) -> None:
         ) from error
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, asked: Config | None = None) -> Runner:
     """Build the Runner that a config describes.
+
+    Args:
+        cfg: Changed in place.
+        asked: The config as the user has it, without what is added to ``cfg`` to run it: it goes into the work
+            directory and into checkpoints, and can be trained from again. By default ``cfg`` as it is given.
 
     Raises:
         UserError: If a part of it cannot be built as the config has it.
     """
+    asked = asked or copy.deepcopy(cfg)
     protect_workers(cfg)
-    hooks = [ConfigDict(type='InterruptionHook'), ConfigDict(type='StopWhenDivergedHook')]
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
+    leave_out_hooks(cfg)
+    for hook in ('InterruptionHook', 'StopWhenDivergedHook'):
+        add_hook(cfg, hook)
     try:
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    except (KeyError, TypeError, ValueError) as error:  # what registries and constructors raise for wrong settings
-        raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
+        runner_type = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+        arguments = inspect.signature(runner_type).parameters.keys() - {'cfg'}
+        return runner_type(cfg=asked, **{name: cfg[name] for name in arguments if name in cfg})
+    except Exception as error:  # constructors and assertions of all toolkits
+        raise cannot_be_built('the config', error) from error
 
 
 def build_optimizer(runner: Runner) -> None:
@@ -78,8 +98,8 @@ def build_optimizer(runner: Runner) -> None:
         return
     try:
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f'optim_wrapper cannot be built: {type(error).__name__}: {reason(error)}') from error
+    except Exception as error:  # as above
+        raise cannot_be_built('optim_wrapper', error) from error
 
 
 def prepare_devices(cfg: Config) -> None:
@@ -104,84 +124,63 @@ def train(cfg: Config, resume: str | None = None) -> None:
         CheckpointError: If weights cannot be read or do not fit.
         Interrupted: If a signal says to stop; what was trained is saved then.
     """
+    check_complete(cfg, 'train')
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
     check_data(cfg, splits)
     use_batchnorm_without_gpu(cfg)
+    asked = copy.deepcopy(cfg)
     if not make_resumable(cfg):
         print(f'note: runs of {type_name(cfg.train_cfg)} do not resume exactly', file=sys.stderr)
     with claimed(cfg.work_dir, cfg.launcher):
-        if resume:
-            set_resume(cfg, resume)
-        elif cfg.get('load_from'):
-            check_checkpoint(cfg.load_from)
-        runner = build_runner(cfg)
+        start = find_start(cfg, resume)
+        runner = build_runner(cfg, asked)
         build_data(runner, splits)
         build_optimizer(runner)
-        if cfg.get('load_from'):
-            resumes = bool(cfg.get('resume'))
-            prefix = '' if resumes else 'backbone.'  # heads may be for other classes
-            check_weights(runner.model, cfg.load_from, prefix, resumes)
+        start_from(runner, start)
         run_training(runner)
 
 
-def test(cfg: Config, checkpoint: str) -> None:
+def test(cfg: Config, checkpoint: str, asked: Config | None = None) -> None:  # noqa: PT028  no test of pytest's
     """Evaluate a checkpoint as a config says.
 
     Args:
         cfg: Changed in place.
         checkpoint: File that training wrote, or its address.
+        asked: The config as the user has it, see :func:`build_runner`.
 
     Raises:
         UserError: If something that the run needs is missing or wrong.
         CheckpointError: If weights cannot be read.
     """
+    check_complete(cfg, 'test')
     check_checkpoint(checkpoint)
-    cfg.load_from = checkpoint
     check_data(cfg, ('test',))
     use_batchnorm_without_gpu(cfg)
-    runner = build_runner(cfg)
-    check_weights(runner.model, checkpoint)
+    runner = build_runner(cfg, asked)
     build_data(runner, ('test',))
-    runner.test()
+    start_from(runner, Start(checkpoint, whole=True))
+    with in_one_line(runner, 'evaluation'):
+        runner.test()
 
 
 def run_training(runner: Runner) -> None:
-    """Train, and let what ends a run from outside be one line that says where its work is.
+    """Train, and let what ends a run be one line that says where its work is.
 
     Raises:
         Interrupted: If a signal says to stop; what was trained is saved then.
-        UserError: If a process that the run needs was killed.
+        UserError: If it fails, or a process that the run needs was killed.
     """
     try:
-        runner.train()
+        with in_one_line(runner, 'training'):
+            runner.train()
     except (Interrupted, Exception) as error:
-        if isinstance(error, Interrupted) or (signals.number and signals.response == 'raise'):  # made an error of
-            number = signals.number or error.number  # the latter from another process
+        number = signals.number or getattr(error, 'number', 0)  # the latter from another process
+        if isinstance(error, Interrupted) or (number and signals.response == 'raise'):  # something made an error of it
             (hook,) = (hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
-            raise Interrupted(number, f'{Interrupted(number)} {hook.save(runner)}; {way_on(runner.work_dir)}') from None
-        cause = _lost_process(error)
-        if cause is None:
-            raise
-        if signals.number:  # it got the signal that this process got
-            raise Interrupted(signals.number, f'{Interrupted(signals.number)}; {way_on(runner.work_dir)}') from error
-        raise UserError(f'{cause}; {way_on(runner.work_dir)}') from error
-
-
-def _lost_process(error: BaseException) -> str | None:
-    """What an error says about a process that is gone, if it does.
-
-    torch raises when the worker ends, wherever this process is; what is there may raise something else for it.
-    """
-    message, context = str(error), error.__context__
-    worker = re.search(
-        r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)', message
-    )
-    if worker:
-        fate = worker[2].replace('is killed', 'was killed')
-        return (
-            f'data-loader worker {worker[1]} {fate}, most likely since memory ran out: lower '
-            'train_dataloader.num_workers or batch_size'
-        )
-    if 'Connection closed by peer' in message or 'Connection reset by peer' in message:
-        return 'another process of this run ended; its own last lines say why'
-    return _lost_process(context) if context else None
+            message = f'{Interrupted(number)} {hook.save(runner)}; {way_on(runner.work_dir)}'
+            raise Interrupted(number, message) from None
+        if number and lost_process(error):  # which got the signal that this process got
+            raise Interrupted(number, f'{Interrupted(number)}; {way_on(runner.work_dir)}') from error
+        raise
+    finally:
+        signals.response = 'raise'

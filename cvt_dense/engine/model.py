@@ -11,7 +11,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from ..checkpoints.sources import fetch
-from ..errors import UserError, reason
+from .failures import cannot_be_built
 from .run_checkpoints import check_checkpoint, load_weights
 
 
@@ -36,8 +36,8 @@ def build_model(cfg: Config, weights: str | None = None) -> nn.Module:
         import_modules_from_strings([f'{cfg.default_scope}.models'])
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))  # some models change theirs
-    except (ImportError, KeyError, TypeError, ValueError) as error:  # what registries and constructors raise
-        raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
+    except Exception as error:  # constructors of all kinds of models
+        raise cannot_be_built('the config', error) from error
     if weights is not None:
         content = load_weights(model, weights)
         model.dataset_meta = (content.get('meta') or {}).get('dataset_meta') or {}

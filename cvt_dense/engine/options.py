@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from ..errors import UserError
 from ..registry import type_name
-from .config import load_config
+from .config import add_hook, hooks_of, load_config
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,18 +47,19 @@ def enable_amp(cfg: Config) -> None:
     RoI extractors and deformable attention stay in float32 (see :mod:`cvt_dense.engine.precision`).
 
     Raises:
-        UserError: If the config's optimizer wrapper is a special one.
+        UserError: If the config's optimizer wrapper is missing or a special one.
     """
-    wrapper = type_name(cfg.optim_wrapper, 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UserError(f'--amp works with OptimWrapper, not with the {wrapper} of the config')
+    wrapper = type_name(cfg.get('optim_wrapper'), 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper') or not cfg.get('optim_wrapper'):
+        which = f'not with the {wrapper} of the config' if cfg.get('optim_wrapper') else 'and the config sets none'
+        raise UserError(f'--amp works with OptimWrapper, {which}')
     for setting in ('dtype', 'loss_scale'):
         cfg.optim_wrapper.pop(setting, None)
     if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
         cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
     else:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='Float32OperatorsHook')]
+    add_hook(cfg, 'Float32OperatorsHook')
 
 
 def log_to_tensorboard(cfg: Config) -> None:
@@ -70,16 +71,16 @@ def log_to_tensorboard(cfg: Config) -> None:
     if find_spec('tensorboard') is None:
         raise UserError('--tensorboard needs a package that is not installed: pip install tensorboard')
     default = ConfigDict(type='Visualizer', vis_backends=[ConfigDict(type='LocalVisBackend')])
-    visualizer = cfg.setdefault('visualizer', default)
-    backends = list(visualizer.get('vis_backends') or [])
+    cfg.visualizer = cfg.get('visualizer') or default
+    backends = list(cfg.visualizer.get('vis_backends') or [])
     if not any(type_name(backend) == 'TensorboardVisBackend' for backend in backends):
-        visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
+        cfg.visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
     print(f'events go to {cfg.work_dir}/*/vis_data: tensorboard --logdir {cfg.work_dir}', file=sys.stderr)
 
 
 def enable_ema(cfg: Config) -> None:
-    """Evaluate an exponential moving average of the weights."""
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), ConfigDict(type='EMAHook')]
+    """Evaluate an exponential moving average of the weights, as the config's own ``EMAHook`` does it if it has one."""
+    add_hook(cfg, 'EMAHook')
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
@@ -96,14 +97,17 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Let a test run write pictures of ground truth and predictions, side by side, into a folder."""
     hook = 'DetVisualizationHook' if cfg.default_scope == 'mmdet' else 'SegVisualizationHook'
-    cfg.default_hooks.setdefault('visualization', dict(type=hook))
-    cfg.default_hooks.visualization.draw = True
-    cfg.default_hooks.visualization.interval = 1
+    hooks = hooks_of(cfg)
+    hooks.visualization = ConfigDict(hooks.get('visualization') or dict(type=hook))
+    hooks.visualization.update(draw=True, interval=1)
     if cfg.default_scope == 'mmdet':
         # mmdet joins this to the run's own folder below the work directory, unless it is absolute.
-        cfg.default_hooks.visualization.test_out_dir = str(Path(folder).absolute())
+        hooks.visualization.test_out_dir = str(Path(folder).absolute())
     else:
-        cfg.visualizer.save_dir = folder
+        visualizer = cfg.get('visualizer') or dict(
+            type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
+        )
+        cfg.visualizer = ConfigDict(visualizer, save_dir=folder)
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
@@ -112,12 +116,14 @@ def dump_predictions(cfg: Config, out: str) -> None:
     Raises:
         UserError: If ``out`` does not end in ``.pkl`` for detection, or does for segmentation.
     """
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+    given = cfg.get('test_evaluator') or []
+    evaluators = given if isinstance(given, (list, tuple)) else [given]
     is_pickle = Path(out).suffix in ('.pkl', '.pickle')
     if cfg.default_scope == 'mmdet':
         if not is_pickle:
             raise UserError(f'--out of a detection config must be a .pkl file, got {out}')
-        cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
+        others = [evaluator for evaluator in evaluators if type_name(evaluator) != 'DumpDetResults']
+        cfg.test_evaluator = [*others, dict(type='DumpDetResults', out_file_path=out)]
     elif is_pickle:
         raise UserError(f'--out of a segmentation config must be a folder for label maps, got {out}')
     else:

@@ -19,6 +19,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
 
 from ..registry import type_name
+from .config import add_hook, hooks_of
 from .randomness import SeededIndex, derived_seed, seed_everything
 
 _LOOPS = {
@@ -32,26 +33,27 @@ def make_resumable(cfg: Config) -> bool:
 
     Checkpoints are kept until the next one is whole, whatever the loop.
     """
-    hooks = cfg.setdefault('default_hooks', ConfigDict())
-    checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    checkpoint = hooks_of(cfg).setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
     if checkpoint and type_name(checkpoint) == 'CheckpointHook':
         checkpoint.type = 'KeepUntilSavedCheckpointHook'
     loop = type_name(cfg.train_cfg, 'EpochBasedTrainLoop' if cfg.train_cfg.get('by_epoch') else '')
-    if loop in _LOOPS.values():
-        return True
-    if loop not in _LOOPS or not isinstance(cfg.train_dataloader.get('batch_sampler', {}), (Mapping, type(None))):
+    loader = cfg.train_dataloader
+    if loop not in (*_LOOPS, *_LOOPS.values()) or not isinstance(
+        loader.get('batch_sampler', {}), (Mapping, type(None))
+    ):
         return False
     cfg.train_cfg.pop('by_epoch', None)
-    cfg.train_cfg.type = _LOOPS[loop]
-    loader = cfg.train_dataloader
-    loader.dataset = ConfigDict(type='SeededDataset', dataset=loader.dataset)
-    loader.batch_sampler = ConfigDict(
-        type='ResumableBatchSampler',
-        batch_sampler=loader.get('batch_sampler'),
-        drop_last=loader.pop('drop_last', False),
-    )
-    hooks = [ConfigDict(type='SeedIterationsHook'), ConfigDict(type='ValidateResumedHook')]
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
+    cfg.train_cfg.type = _LOOPS.get(loop, loop)
+    if type_name(loader.dataset) != 'SeededDataset':  # a dumped config has all this
+        loader.dataset = ConfigDict(type='SeededDataset', dataset=loader.dataset)
+    if type_name(loader.get('batch_sampler')) != 'ResumableBatchSampler':
+        loader.batch_sampler = ConfigDict(
+            type='ResumableBatchSampler',
+            batch_sampler=loader.get('batch_sampler'),
+            drop_last=loader.pop('drop_last', False),
+        )
+    for hook in ('SeedIterationsHook', 'ValidateResumedHook', 'ResumeNotesHook'):
+        add_hook(cfg, hook)
     return True
 
 
@@ -73,6 +75,13 @@ class SeededDataset:
         if name == 'dataset':  # not there yet, while being unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it on the dataset, whose pipeline hooks replace late in training (mmdet's ``PipelineSwitchHook``)."""
+        if name == 'dataset':
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
 
 
 @DATA_SAMPLERS.register_module()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints.compare import compare
 from ..errors import CheckpointError, UserError
 from .checkpoint_files import read_ahead, read_checkpoint
 from .interruption import INTERRUPTED
+from .processes import unwrapped
 
 
 def check_checkpoint(path: str) -> None:
@@ -27,33 +32,78 @@ def check_checkpoint(path: str) -> None:
         raise UserError(f'checkpoint {path} {"is a folder, not a file" if Path(path).is_dir() else "does not exist"}')
 
 
-def set_resume(cfg: Config, resume: str) -> None:
-    """Resume a run from a checkpoint.
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run starts from.
+
+    Attributes:
+        path: A file, or its address; None to start from ``init_cfg``.
+        resume: Go on from it, for which it has to hold more than weights.
+        whole: It has to hold all weights; else those of the backbone, since heads may be for other classes.
+    """
+
+    path: str | None
+    resume: bool = False
+    whole: bool = False
+
+
+def find_start(cfg: Config, resume: str | None) -> Start:
+    """Find what a training run starts from.
 
     Args:
-        cfg: Changed in place.
+        cfg: Its seed is set to that of the run which is resumed, if it sets none.
         resume: A checkpoint file, or ``'auto'`` for the newest one in the work directory (a new start if there is
-            none).
+            none); None for what the config says by ``resume`` and ``load_from``.
 
     Raises:
         UserError: If the file does not exist, or the work directory has checkpoints and none of them can be read.
     """
-    checkpoint: str | None = resume
-    if resume == 'auto':
+    checkpoint = resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
+    if checkpoint == 'auto':
         checkpoint = _newest_checkpoint(Path(cfg.work_dir))
         if checkpoint is None:
-            print(f'nothing to resume in {cfg.work_dir}: starting from scratch', file=sys.stderr)
-            return
+            otherwise = f'starting from {cfg.load_from}' if cfg.get('load_from') else 'starting from scratch'
+            print(f'nothing to resume in {cfg.work_dir}: {otherwise}', file=sys.stderr)
+    if checkpoint is None:
+        if cfg.get('load_from'):
+            check_checkpoint(cfg.load_from)
+        return Start(cfg.get('load_from'))
     check_checkpoint(checkpoint)
-    cfg.resume = True
-    cfg.load_from = checkpoint
-    if cfg.get('randomness', {}).get('seed') is None and '://' not in checkpoint:
+    if (cfg.get('randomness') or {}).get('seed') is None and '://' not in checkpoint:
         # Drawn at random by the first run; samplers are built before mmengine would look into the checkpoint.
-        seed = read_ahead(checkpoint).get('meta', {}).get('seed')
-        cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
-    # The checkpoint overwrites every weight, so the pre-trained ones need not be at hand any more.
-    if 'backbone' in cfg.model:
-        cfg.model.backbone.init_cfg = None
+        seed = (read_ahead(checkpoint).get('meta') or {}).get('seed')
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+    return Start(checkpoint, resume=True, whole=True)
+
+
+def start_from(runner: Runner, start: Start) -> None:
+    """Let a Runner begin with a checkpoint, after checking that it fits: mmengine itself would only warn.
+
+    Not by its config, which goes into the work directory: who trains from that again wants to begin anew.
+
+    Raises:
+        UserError: If tensors are missing, misshapen or not finite; the message names the first.
+        CheckpointError: If the checkpoint cannot be read.
+    """
+    runner._load_from, runner._resume = start.path, start.resume
+    if start.path is None:
+        return
+    model = runner.model
+    if not isinstance(model, nn.Module):  # a FlexibleRunner builds it later; here for its names and shapes
+        model = MODELS.build(copy.deepcopy(model))
+    check_weights(unwrapped(model), start.path, start.whole, start.resume)
+    if start.whole:  # then the pre-trained weights need not be at hand any more
+        _drop_init_cfg(runner.model)
+
+
+def _drop_init_cfg(model: Any) -> None:
+    """Let a model's backbone, built or as a config, be initialised by nothing that it would have to load."""
+    if isinstance(model, nn.Module):
+        for name, module in model.named_modules():
+            if name.rpartition('.')[2] == 'backbone' and hasattr(module, 'init_cfg'):
+                module.init_cfg = None
+    elif 'backbone' in model:
+        model['backbone']['init_cfg'] = None
 
 
 def _newest_checkpoint(work_dir: Path) -> str | None:
@@ -66,6 +116,8 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     noted = note.read_text().strip() if note.is_file() else ''
     if '://' in noted:
         return noted
+    if noted and (work_dir / Path(noted).name).is_file():  # of a folder that was copied, the copy
+        noted = str(work_dir / Path(noted).name)
     numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem) for path in work_dir.glob('*.pth')}
     numbers = {path: int(match[1]) for path, match in numbered.items() if match}
     newest_first = sorted(numbers, key=numbers.__getitem__, reverse=True)
@@ -83,13 +135,13 @@ def _newest_checkpoint(work_dir: Path) -> str | None:
     return noted or None
 
 
-def check_weights(model: nn.Module, path: str, prefix: str = '', resume: bool = False) -> None:
+def check_weights(model: nn.Module, path: str, whole: bool = True, resume: bool = False) -> None:
     """Check that a local checkpoint of a training run covers a model; mmengine itself would only warn.
 
     Args:
         model: The one that is going to load it.
         path: The checkpoint. One from a web server is left to mmengine.
-        prefix: Look at parameters below this only: ``'backbone.'`` where heads may be new.
+        whole: Look at all parameters, not only those of backbones: heads may be new.
         resume: The run goes on from it, for which it has to hold more than weights.
 
     Raises:
@@ -97,11 +149,11 @@ def check_weights(model: nn.Module, path: str, prefix: str = '', resume: bool = 
         CheckpointError: If the checkpoint cannot be read.
     """
     if '://' not in path:
-        _check_content(model, read_ahead(path), path, prefix, resume)
+        _check_content(model, read_ahead(path), path, whole, resume)
 
 
 def _check_content(
-    model: nn.Module, content: Mapping[str, Any], path: str, prefix: str = '', resume: bool = False
+    model: nn.Module, content: Mapping[str, Any], path: str, whole: bool = True, resume: bool = False
 ) -> None:
     """As :func:`check_weights`, for a checkpoint that has been read."""
     lacking = next((part for part in ('meta', 'optimizer') if part not in content), None)
@@ -110,8 +162,8 @@ def _check_content(
             f"checkpoint {path} has no '{lacking}', so no run can go on from it; a new one can start from its weights: "
             f'--cfg-options load_from={path}'
         )
-    tensors = content.get('state_dict', content)
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+    tensors = _tensors(content)
+    expected = {name: t for name, t in model.state_dict().items() if whole or 'backbone' in name.split('.')}
     mismatch = compare(tensors, expected)
     problems = (
         ('lacks', mismatch.missing),
@@ -122,6 +174,11 @@ def _check_content(
         if found:
             more = f' and {len(found) - 1} more' if len(found) > 1 else ''
             raise UserError(f'checkpoint {path} does not fit this config: it {what} {found[0]}{more}')
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights in a checkpoint, by names without what distributed training puts before them, as mmengine does."""
+    return {name.removeprefix('module.'): tensor for name, tensor in content.get('state_dict', content).items()}
 
 
 def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
@@ -137,7 +194,7 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
     content = read_checkpoint(path)
     _check_content(model, content, path)
     # Only surplus tensors remain: nothing is missing, which was checked above.
-    unused = model.load_state_dict(content.get('state_dict', content), strict=False).unexpected_keys
+    unused = model.load_state_dict(_tensors(content), strict=False).unexpected_keys
     if unused:
         print(f'note: {len(unused)} tensors of {path} are not in the model and unused: {unused[0]}, …', file=sys.stderr)
     return content

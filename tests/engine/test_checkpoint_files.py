@@ -62,9 +62,9 @@ def test_a_resume_reads_its_checkpoint_once(tmp_path: Path, reads: list[str], mo
     cfg = config(tmp_path / 'run', by_epoch=True, workers=0)
     cfg.randomness.seed = None  # so that it is taken from the checkpoint
     make_resumable(cfg)
-    run_checkpoints.set_resume(cfg, 'auto')
+    start = run_checkpoints.find_start(cfg, 'auto')
     runner = Runner.from_cfg(cfg)
-    run_checkpoints.check_weights(runner.model, cfg.load_from, resume=True)
+    run_checkpoints.start_from(runner, start)
     runner.train()
     assert runner.seed == 3
     assert reads == ['iter_6.pth']

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from pathlib import Path
 
 import pytest
+from mmengine.hooks import EMAHook
+from mmengine.runner import FlexibleRunner, Runner
 from small_config import CONFIG, load, message
 
+from cvt_dense.engine import config
 from cvt_dense.engine.config import load_config
 from cvt_dense.errors import UserError
 
@@ -71,10 +76,90 @@ def test_a_config_of_another_kind_is_refused(tmp_path: Path, name: str, text: st
     assert name in message(error)
 
 
-@pytest.mark.parametrize('text', ['x = 1\n', "default_scope = 'mmdet'\n", "model = dict(type='X')\n"])
-def test_a_part_of_a_config_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UserError, match='sets no model or no default_scope'):
+@pytest.mark.parametrize(
+    ('text', 'missing'),
+    [
+        ('x = 1\n', 'model'),
+        ("default_scope = 'mmdet'\n", 'model'),
+        ("model = dict(type='X')\n", 'default_scope'),
+        ("model = dict(type='my_project.X')\ndefault_scope = None\n", 'default_scope'),
+    ],
+)
+def test_a_part_of_a_config_is_refused(tmp_path: Path, text: str, missing: str) -> None:
+    with pytest.raises(UserError, match=f'is not a runnable one: it sets no {missing}'):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ('text', 'scope'),
+    [
+        ("model = dict(type='mmdet.MaskRCNN')\n", 'mmdet'),
+        (
+            "model = dict(type='mmseg.models.segmentors.encoder_decoder.EncoderDecoder')\ndefault_scope = None\n",
+            'mmseg',
+        ),
+        ('from mmdet.models import MaskRCNN\nmodel = dict(type=MaskRCNN)\ndefault_scope = None\n', 'mmdet'),
+    ],
+)
+def test_the_toolkit_is_that_of_the_model_where_the_config_names_none(tmp_path: Path, text: str, scope: str) -> None:
+    """As new-style configs do not."""
+    assert load(tmp_path, text).default_scope == scope
+
+
+@pytest.mark.parametrize(
+    ('split', 'missing'),
+    [
+        ('train', 'train_dataloader'),
+        ('train', 'train_cfg'),
+        ('train', 'optim_wrapper'),
+        ('train', 'val_evaluator'),
+        ('test', 'test_dataloader'),
+        ('test', 'test_cfg'),
+        ('test', 'test_evaluator'),
+    ],
+)
+@pytest.mark.parametrize('how', ['left out', 'None'])
+def test_what_a_run_is_made_of_is_asked_for(tmp_path: Path, split: str, missing: str, how: str) -> None:
+    parts = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'val_dataloader', 'val_cfg', 'val_evaluator')
+    parts += ('test_dataloader', 'test_cfg', 'test_evaluator')
+    text = ''.join(f'{part} = dict(type="X")\n' for part in parts if part != missing)
+    cfg = load(tmp_path, CONFIG.replace('optim_wrapper', '_') + text + (f'{missing} = None' if how == 'None' else ''))
+    with pytest.raises(UserError, match=f'the config sets no {missing}, which {split}ing needs'):
+        config.check_complete(cfg, split)
+    config.check_complete(cfg, 'test' if split == 'train' else 'train')
+
+
+def test_every_setting_that_mmengine_looks_up_can_be_overridden(tmp_path: Path) -> None:
+    """And those that its Runners take as arguments."""
+    looked_up: set[str] = set()
+    for runner in (Runner, FlexibleRunner):
+        text = Path(inspect.getfile(runner)).read_text()
+        looked_up |= set(re.findall(r"\bself\.cfg\.get\(\s*'(\w+)'", text))
+        looked_up |= set(inspect.signature(runner).parameters) - {'cfg', 'model'}
+    assert {'sync_bn', 'compile', 'activation_checkpointing', 'strategy'} <= looked_up
+    cfg = load(tmp_path, options=dict.fromkeys(looked_up - {'param_scheduler', 'optim_wrapper'}, 'given'))
+    assert cfg.sync_bn == cfg.compile == 'given'
+
+
+def test_a_hook_is_added_once_wherever_it_is_and_however_it_is_written(tmp_path: Path) -> None:
+    cfg = load(tmp_path)
+    for _ in range(2):
+        config.add_hook(cfg, 'EMAHook')
+    assert cfg.custom_hooks == [dict(type='EMAHook')]
+    for hooks in ([dict(type=EMAHook)], [dict(type='mmengine.EMAHook', momentum=0.1)]):
+        cfg.custom_hooks = hooks
+        config.add_hook(cfg, 'EMAHook')
+        assert len(cfg.custom_hooks) == 1
+    cfg.custom_hooks = None
+    cfg.default_hooks = dict(ema=dict(type='EMAHook'), samples=None)
+    config.add_hook(cfg, 'EMAHook')
+    assert not cfg.custom_hooks
+
+
+def test_hooks_of_ours_may_be_none_as_mmengines_own(tmp_path: Path) -> None:
+    cfg = load(tmp_path, CONFIG + 'default_hooks = dict(samples=None, curves=None, checkpoint=None)\n')
+    config.leave_out_hooks(cfg)
+    assert cfg.default_hooks == dict(checkpoint=None)
 
 
 @pytest.mark.parametrize('option', ['modle.backbone.arch', 'modle'])

@@ -1,0 +1,39 @@
+"""A run of several processes: what it wraps the model in, and how its processes end."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+from mmengine.model import is_model_wrapper
+from torch import distributed, nn
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without what distributed training wraps it in, which puts ``module.`` before its parameters' names."""
+    while is_model_wrapper(model):
+        model = model.module
+    return model
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End this process, in order where it belongs to a group of processes.
+
+    Threads of gloo that still hold tensors while the interpreter is taken down abort the process, so the group has to
+    end before. That is possible only where all processes are done: otherwise it would wait, for half an hour, for
+    collectives that the others do not take part in any more. Then the process leaves without taking anything down.
+    """
+    if not distributed.is_initialized():
+        sys.exit(exit_code)
+    if exit_code == 0:
+        with suppress(RuntimeError):  # another process has failed, and has said why
+            distributed.barrier()
+        distributed.destroy_process_group()
+        sys.exit(0)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

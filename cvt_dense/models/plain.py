@@ -7,12 +7,11 @@ another kind as weights. Where any of it is found, the layer has to be called as
 
 from __future__ import annotations
 
-import torch
 from torch import nn
-from torch._subclasses import FakeTensor
 from torch.nn.modules import module as _every_module
 
-_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)  # the last are for torch.export, which computes nothing
+#: By name, for the third, which stands for a parameter in torch.export, is private.
+_TENSORS = ('Parameter', 'Tensor', 'FakeTensor')
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
@@ -70,4 +69,4 @@ def is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
 def _has_plain(module: nn.Module, *names: str) -> bool:
     """Whether parameters are there, and are dense tensors of torch itself: others compute by rules of their own."""
     # Not as attributes, which torch.fx replaces by what stands for them in its graph.
-    return all(type(module._parameters.get(name)) in _TENSORS for name in names)
+    return all(type(module._parameters.get(name)).__name__ in _TENSORS for name in names)

@@ -44,7 +44,7 @@ def test_an_empty_unpickling_error_exits_with_2_too(capsys: pytest.CaptureFixtur
 
 
 def test_ctrl_c_exits_with_130_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(raising(KeyboardInterrupt()), capsys) == (130, ['interrupted'])
+    assert ended(raising(KeyboardInterrupt()), capsys) == (130, ['stopped by SIGINT'])
 
 
 def test_a_bug_is_not_hidden() -> None:

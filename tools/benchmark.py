@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -232,12 +234,22 @@ def matmul_rate(device: torch.device, side: int = 2048, repeats: int = 10) -> fl
 
 
 def measure(
-    models: list[str], mode: str, size: str, batch: int, repeats: int, device: torch.device, progress: tqdm
-) -> list[Result]:
-    """Measure all candidates at one size, in turns; what does not fit into memory is skipped, and reported."""
+    models: list[str],
+    mode: str,
+    size: str,
+    batch: int,
+    repeats: int,
+    device: torch.device,
+    progress: tqdm,
+    results: list[Result],
+) -> None:
+    """Measure all candidates at one size, in turns; what does not fit into memory is skipped, and reported.
+
+    Results are added as they come, so that they are there if this is stopped.
+    """
     height, width = parse_size(size)
     images = torch.randn(batch, 3, height, width, device=device)
-    built, results = {}, {}
+    built: list[tuple[Result, nn.Module]] = []
     for name in models:
         progress.set_postfix_str(f'{mode} {batch}x{size} {name}')
         plain = CANDIDATES[name].build()
@@ -249,17 +261,33 @@ def measure(
             progress.write(f'skipped: {error}', file=sys.stderr)
             progress.update(1 + repeats)
             continue
-        results[name] = Result(name, mode, height, width, batch, [], memory, flops, params)
-        built[name] = build(name, mode, device)
-        run_once(name, built[name], images, mode)
+        model = build(name, mode, device)
+        run_once(name, model, images, mode)
+        built.append((Result(name, mode, height, width, batch, [], memory, flops, params), model))
         progress.update()
+    results += [result for result, _ in built]
     for _ in range(repeats):
-        for name, model in built.items():
+        for result, model in built:
             start = time.perf_counter()
-            run_once(name, model, images, mode)
-            results[name].times.append(time.perf_counter() - start)
+            run_once(result.model, model, images, mode)
+            result.times.append(time.perf_counter() - start)
             progress.update()
-    return list(results.values())
+
+
+def write_results(results: list[Result], device: torch.device, rate: float, out: Path) -> None:
+    """Write what was measured, and on what, as results.json: as a whole or not at all."""
+    machine = dict(
+        device=torch.cuda.get_device_name() if device.type == 'cuda' else platform.processor() or platform.machine(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        timm=timm.__version__,
+        cvt_dense=__version__,
+        matmul_flops=rate,
+    )
+    with tempfile.TemporaryDirectory(dir=out, prefix='.partial-') as folder:
+        partial = Path(folder, 'results.json')
+        partial.write_text(json.dumps(dict(machine=machine, results=[asdict(r) for r in results]), indent=1))
+        os.replace(partial, out / 'results.json')
 
 
 def growth_exponent(results: list[Result]) -> float | None:
@@ -335,24 +363,20 @@ def main() -> None:
     rate = matmul_rate(device)
     results: list[Result] = []
     progress = tqdm(total=len(cases) * len(models) * (1 + args.repeats), unit='pass')
-    for mode, size, batch in cases:
-        results += measure(models, mode, size, batch, args.repeats, device, progress)
-        machine = dict(
-            device=torch.cuda.get_device_name()
-            if device.type == 'cuda'
-            else platform.processor() or platform.machine(),
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
-            timm=timm.__version__,
-            cvt_dense=__version__,
-            matmul_flops=rate,
-        )
-        (out / 'results.json').write_text(
-            json.dumps(dict(machine=machine, results=[asdict(r) for r in results]), indent=1)
-        )
+    stop = None
+    try:
+        for mode, size, batch in cases:
+            measure(models, mode, size, batch, args.repeats, device, progress, results)
+            write_results(results, device, rate, out)
+    except KeyboardInterrupt as interrupt:
+        stop = cli.stop_of(interrupt)
     progress.close()
+    results = [result for result in results if result.times]  # the others were only built
+    if stop and not results:
+        raise cli.Stopped(stop.number, f'{stop} before anything was measured')
     if not results:
         raise UserError('nothing could be measured')
+    write_results(results, device, rate, out)
     plot(results, out / 'results.png')
     print(table(results, rate))
     for mode in args.modes:
@@ -362,6 +386,9 @@ def main() -> None:
             if exponent is not None:
                 print(f'{mode}: time of {name} grows with the {exponent:.2f}th power of the pixels')
     print(f'\n{rate / 1e9:.0f} GFLOP/s in float32 matrix products; results and plot in {out}')
+    if stop:
+        rows = len(cases) * len(models)
+        raise cli.Stopped(stop.number, f'{stop} after {len(results)} of {rows} rows, which are in {out}')
 
 
 if __name__ == '__main__':

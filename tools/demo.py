@@ -1,6 +1,7 @@
 """The demo: make a small data set, train Mask R-CNN with a small CvT on it, evaluate it and draw its predictions.
 
-Needs no network and no GPU (but uses one); takes some minutes on two CPU cores.
+Needs no network and no GPU (but uses one); takes some minutes on two CPU cores. Stopped while it trains, it saves what
+it has, and the same command goes on from there.
 
 Example:
     python tools/demo.py --out work_dirs/demo
@@ -19,16 +20,17 @@ cli.need('mmengine', 'matplotlib', 'skimage')  # before the imports that would e
 
 import cv2
 import numpy as np
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
 
-from cvt_dense.apis import Output, Predictor
+from cvt_dense.apis import Output, Predictor, choose_device
 from cvt_dense.apis.output import write_image
-from cvt_dense.datasets.paths import check_data
 from cvt_dense.datasets.shapes import CLASSES
 from cvt_dense.datasets.shapes_files import make_dataset
 from cvt_dense.engine import launch
 from cvt_dense.engine.config import load_config
 from cvt_dense.engine.devices import hide_gpu_without_operators
+from cvt_dense.engine.interruption import Interrupted
 from cvt_dense.errors import UserError
 from cvt_dense.visualization.curves import last_metric, read_history
 
@@ -36,6 +38,7 @@ CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'maskrcnn_cvttiny_fpn
 SIZE = 160  # side of a scene in pixels
 SCORE_THRESHOLD = 0.5
 COLUMNS = 4
+GRID = 'predictions.png'  # written last
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,27 +51,34 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(out: Path, data: Path, epochs: int | None) -> Runner:
-    """Train and evaluate by the demo's config; the Runner afterwards."""
+def train(out: Path, data: Path, epochs: int | None, resume: bool) -> Config:
+    """Train and evaluate by the demo's config, which is returned.
+
+    Raises:
+        Interrupted: If a signal says to stop; what was trained is saved then.
+    """
     os.environ['SHAPES_ROOT'] = str(data)
     options = {}
     if epochs:
         options = {'train_cfg.max_epochs': epochs, 'param_scheduler.1.end': epochs, 'train_cfg.val_interval': epochs}
     cfg = load_config(CONFIG, options, work_dir=str(out))
     hide_gpu_without_operators(cfg)
-    check_data(cfg, ('train', 'val'))
-    runner = launch.build_runner(cfg)
-    runner.train()
-    return runner
+    try:
+        launch.train(cfg, 'auto' if resume else None)
+    except Interrupted as stop:
+        if not (out / 'last_checkpoint').exists():
+            raise
+        raise Interrupted(stop.number, f'{str(stop).partition(";")[0]}; the same command goes on from there') from None
+    return cfg
 
 
-def draw_predictions(runner: Runner, images: list[Path], folder: Path) -> Path:
+def draw_predictions(cfg: Config, images: list[Path], folder: Path) -> Path:
     """Predict on images with what was trained: a picture of each, JSON files, and a picture of all of them in a grid.
 
     Returns:
         The path of the grid.
     """
-    predictor = Predictor(runner.cfg, find_latest_checkpoint(runner.work_dir), next(runner.model.parameters()).device)
+    predictor = Predictor(cfg, find_latest_checkpoint(cfg.work_dir), choose_device(None))
     output = Output(folder, predictor, SCORE_THRESHOLD)
     pictures = []
     for number, path in enumerate(images, 1):
@@ -77,7 +87,7 @@ def draw_predictions(runner: Runner, images: list[Path], folder: Path) -> Path:
         pictures.append(output.add(item, *predictor.predict([item]), name))
         write_image(folder / name, pictures[-1])
     output.save()
-    grid = folder.parent / 'predictions.png'
+    grid = folder.parent / GRID
     write_image(grid, tile(pictures, COLUMNS))
     return grid
 
@@ -102,11 +112,13 @@ def main() -> None:
     except UserError as error:
         raise UserError(f'{error} (or choose another folder with --out)') from error
     print('demo 2/3: training and evaluation', flush=True)
-    runner = train(out, data, args.epochs)
+    resume = (out / 'last_checkpoint').exists() and not (out / GRID).exists()  # it was stopped
+    (out / GRID).unlink(missing_ok=True)
+    cfg = train(out, data, args.epochs, resume)
     print(f'demo 3/3: pictures in {out}', flush=True)
     scalars = read_history(out)
     images = sorted((data / 'images' / 'validation').iterdir())[: args.pictures]
-    grid = draw_predictions(runner, images, out / 'predictions')
+    grid = draw_predictions(cfg, images, out / 'predictions')
     print(
         f'\nDone in {(time.monotonic() - start) / 60:.1f} minutes.\n'
         f'  mask AP (0.50:0.95) on {args.val} held-out images: {last_metric(scalars, "coco/segm_mAP"):.3f}\n'

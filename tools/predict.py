@@ -20,6 +20,7 @@ cli.need('mmengine')  # before the imports that would end in a stack trace
 from mmengine.config import Config, DictAction
 
 from cvt_dense.apis import Output, Predictor, choose_device, find_inputs, predict_files
+from cvt_dense.apis.inputs import printable
 from cvt_dense.engine import launch
 from cvt_dense.engine.config import load_config
 from cvt_dense.engine.devices import hide_gpu_without_operators
@@ -75,7 +76,7 @@ def main() -> None:
     output = Output(Path(args.out or Path(cfg.work_dir, 'predictions')), predictor, threshold)
     number = predict_files(predictor, paths, output, args.batch_size)
     skipped = f', {number} skipped' if number else ''
-    print(f'inputs: {len(paths)}{skipped}; pictures and JSON files are in {output.folder}')
+    print(f'inputs: {len(paths)}{skipped}; pictures and JSON files are in {printable(output.folder)}')
     if number:
         sys.exit(1)
 

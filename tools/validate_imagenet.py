@@ -69,22 +69,35 @@ def build_model(name: str, checkpoint: str | None) -> nn.Module:
         ) from error
 
 
+class Hits:
+    """Counts of images, and of those whose class is the first, or among the first five, that the model names."""
+
+    def __init__(self) -> None:
+        self.top1 = self.top5 = self.total = 0
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch: ``(N, classes)`` logits of images with ``(N,)`` labels."""
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        counts = int(hits[:, 0].sum()), int(hits.sum()), len(labels)
+        self.top1, self.top5, self.total = self.top1 + counts[0], self.top5 + counts[1], self.total + counts[2]
+
+    def __str__(self) -> str:
+        return f'top-1 {100 * self.top1 / self.total:.2f} %, top-5 {100 * self.top5 / self.total:.2f} %'
+
+
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: torch.utils.data.DataLoader, device: torch.device, amp: bool
-) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent."""
+    model: nn.Module, loader: torch.utils.data.DataLoader, device: torch.device, amp: bool, hits: Hits
+) -> None:
+    """Count a model's hits, batch by batch."""
     model.eval().to(device)
-    top1 = top5 = total = 0
     progress = tqdm(loader, unit='batch')
     for images, labels in progress:
         labels = labels.to(device)
         with torch.autocast(device.type, torch.bfloat16) if amp else nullcontext():
             logits = model(images.to(device))
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        top1, top5, total = top1 + int(hits[:, 0].sum()), top5 + int(hits.sum()), total + len(labels)
-        progress.set_postfix_str(f'top-1 {100 * top1 / total:.2f}')
-    return 100 * top1 / total, 100 * top5 / total
+        hits.add(logits, labels)
+        progress.set_postfix_str(f'top-1 {100 * hits.top1 / hits.total:.2f}')
 
 
 def main() -> None:
@@ -122,8 +135,14 @@ def main() -> None:
     )
     side = 'x'.join(map(str, config['input_size'][1:]))
     print(f'images of {side} pixels, {config["crop_mode"]} crop of {config["crop_pct"]:.3f}, {config["interpolation"]}')
-    top1, top5 = evaluate(model, loader, device, args.amp)
-    print(f'{args.model}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(dataset)} images')
+    hits = Hits()
+    try:
+        evaluate(model, loader, device, args.amp, hits)
+    except KeyboardInterrupt as interrupt:
+        if hits.total:
+            print(f'{args.model}: partial, after {hits.total} of {len(dataset)} images: {hits}')
+        raise cli.stop_of(interrupt) from None
+    print(f'{args.model}: {hits} of {len(dataset)} images')
 
 
 if __name__ == '__main__':

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import sys
+import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -163,7 +166,9 @@ def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> tup
         UserError: If the file is not an image, the image is too small, or the point lies outside of it.
     """
     try:
-        image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's for broken files
         raise UserError(f'image {path} cannot be read: {reason(error)}') from error
     full = image.size
@@ -284,6 +289,51 @@ def random_twin(trunk: CvTTrunk) -> CvTTrunk:
     return twin
 
 
+def draw(
+    path: Path,
+    pixels: Pixels,
+    point: tuple[int, int],
+    network: Network,
+    twin: CvTTrunk | None,
+    source: str,
+    heads: bool,
+    out: Path,
+) -> None:
+    """Draw one image's pictures, and print what they show in numbers.
+
+    Args:
+        path: The image's file, for names and titles.
+        pixels: What it holds, ``(H, W, 3)``, RGB.
+        point: Column and row of the query.
+        network: What is inspected.
+        twin: The same with random weights, to compare with.
+        source: Where the weights are from, for titles.
+        heads: Whether each head is drawn, too.
+        out: Folder to write to.
+    """
+    image = network.prepare(pixels)
+    views = inspect_stages(network.trunk.stages, image, point)
+    title = f'{path.name}, {source}'
+    figures = {
+        'features': draw_features(pixels, point, views, title),
+        'attention': draw_attention(pixels, point, views, title),
+    }
+    if heads:
+        figures |= {
+            f'heads{stage}': draw_heads(pixels, point, view.attention, stage, title) for stage, view in enumerate(views)
+        }
+    # A picture appears only when it is whole.
+    with tempfile.TemporaryDirectory(dir=out, prefix='.partial-') as folder:
+        for name, figure in figures.items():
+            partial = Path(folder, f'{path.stem}_{name}.png')
+            figure.savefig(partial)
+            os.replace(partial, out / partial.name)
+    height, width = pixels.shape[:2]
+    print(f'\n{out / path.stem}_*.png: {", ".join(figures)}')
+    print(f'{width}x{height} pixels, query at {point[0]} {point[1]}')
+    print(table(views, twin and inspect_stages(twin.stages, image, point)))
+
+
 def main() -> None:
     args = parse_args()
     if not find_spec('matplotlib'):
@@ -305,25 +355,15 @@ def main() -> None:
     source = Path(network.report.checkpoint).name if network.report else 'RANDOM WEIGHTS'
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    for path, (pixels, point) in zip(paths, images):
-        image = network.prepare(pixels)
-        views = inspect_stages(network.trunk.stages, image, point)
-        title = f'{path.name}, {source}'
-        figures = {
-            'features': draw_features(pixels, point, views, title),
-            'attention': draw_attention(pixels, point, views, title),
-        }
-        if args.heads:
-            figures |= {
-                f'heads{stage}': draw_heads(pixels, point, view.attention, stage, title)
-                for stage, view in enumerate(views)
-            }
-        for name, figure in figures.items():
-            figure.savefig(out / f'{path.stem}_{name}.png')
-        height, width = pixels.shape[:2]
-        print(f'\n{out / path.stem}_*.png: {", ".join(figures)}')
-        print(f'{width}x{height} pixels, query at {point[0]} {point[1]}')
-        print(table(views, twin and inspect_stages(twin.stages, image, point)))
+    done = 0
+    try:
+        for path, (pixels, point) in zip(paths, images):
+            draw(path, pixels, point, network, twin, source, args.heads, out)
+            done += 1
+    except KeyboardInterrupt as interrupt:
+        stop = cli.stop_of(interrupt)
+        message = f'{stop} after {done} of {len(paths)} images, whose pictures are in {out}'
+        raise cli.Stopped(stop.number, message) from None
 
 
 if __name__ == '__main__':

@@ -32,7 +32,7 @@ def _expand(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     within = path.iterdir() if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    found = sorted(p for p in within if p.suffix.lower() in IMAGES + VIDEOS and p.name[0] != '.' and p.is_file())
+    found = sorted(p for p in within if p.suffix.lower() in IMAGES + VIDEOS and p.name[0] != '.' and _is_there(p))
     if found:
         return found
     if path.is_dir():
@@ -40,6 +40,16 @@ def _expand(pattern: str) -> list[Path]:
     if glob.has_magic(pattern):
         raise UserError(f'no image or video matches {pattern}')
     raise UserError(f'input {pattern} does not exist')
+
+
+def printable(text: object) -> str:
+    """A path, or a message about it, for streams: bytes of a name that are no UTF-8 are written as ``\\udcNN``."""
+    return str(text).encode(errors='backslashreplace').decode()
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path is a file, or a link to what is gone, which is for the reader to report."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def name_outputs(paths: list[Path]) -> list[str]:

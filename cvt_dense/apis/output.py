@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import cv2
 import numpy as np
 from mmengine.structures import BaseDataElement
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..visualization.painter import Instances, write_image
-from .predictor import Item, Predictor
+from .predictor import Item, Predictor, Skipped
 
 #: Numbers up to 90 that none of COCO's 80 classes has.
 UNUSED_BY_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+#: Errors of the system that all later files would meet too.
+ENDING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Output:
     """Writes label maps as they come and JSON files at the end, and draws pictures for the caller to write.
 
     Args:
-        folder: Made if it does not exist.
+        folder: Made if it does not exist, and tried: nothing is predicted that cannot be written.
         predictor: Whose predictions these are.
         threshold: Instances with lower scores are skipped.
+
+    Raises:
+        OSError: If files cannot be written there.
     """
 
     def __init__(self, folder: Path, predictor: Predictor, threshold: float) -> None:
@@ -37,6 +48,34 @@ class Output:
         self._images: list[dict[str, Any]] = []
         self._instances: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
+        for name in ('pictures',) if self._detects else ('pictures', 'label_maps'):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder / name).close()
+
+    def add_image(self, item: Item, sample: BaseDataElement) -> None:
+        """Keep the prediction for an image for the JSON files, and write its picture.
+
+        Raises:
+            Skipped: If the picture, or the label map, cannot be written; the JSON files have the rest then, and say so.
+            OSError: If there is no space left.
+        """
+        path = f'pictures/{item.name}.jpg'
+        picture = self.add(item, sample, path)
+        with self._told(self._images[-1], 'picture'):
+            write_image(self.folder / path, picture)
+
+    @contextmanager
+    def _told(self, entry: dict[str, Any], *keys: str) -> Iterator[None]:
+        """Let an entry say what could not be written, in the place of where it is."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in ENDING:
+                raise
+            for key in keys:
+                entry.pop(key, None)
+            entry['note'] = f'the {keys[0].replace("_", " ")} cannot be written ({reason(error)})'
+            raise Skipped(f'its predictions are in the JSON files, but {entry["note"]}') from error
 
     def add(self, item: Item, sample: BaseDataElement, picture_path: str) -> np.ndarray:
         """Keep a prediction for the JSON files, and draw it.
@@ -48,6 +87,10 @@ class Output:
 
         Returns:
             The picture, ``(h, w, 3)`` of uint8, BGR.
+
+        Raises:
+            Skipped: If the label map cannot be written; the JSON files have the rest then, and say so.
+            OSError: If there is no space left.
         """
         height, width = item.image.shape[:2]
         entry = {'id': item.image_id, **_origin(item), 'width': width, 'height': height, 'picture': picture_path}
@@ -57,13 +100,13 @@ class Output:
         return self._add_label_map(item, sample.pred_sem_seg.data[0].cpu().numpy(), entry)
 
     def save(self) -> None:
-        """Write the JSON files."""
+        """Write the JSON files, each as a whole or not at all."""
         categories = [{'id': i, 'name': name} for i, name in zip(self._category_ids, self._classes)]
         content = {'info': {}, 'images': sorted(self._images, key=lambda e: e['id']), 'categories': categories}
-        (self.folder / 'images.json').write_text(json.dumps(content, indent=1))
+        _replace(self.folder / 'images.json', json.dumps(content, indent=1))
         if self._detects:
             in_order = sorted(self._instances, key=lambda e: (e['image_id'], -e['score']))
-            (self.folder / 'predictions.json').write_text(json.dumps(in_order))
+            _replace(self.folder / 'predictions.json', json.dumps(in_order))
 
     def _add_instances(self, item: Item, instances: BaseDataElement) -> np.ndarray:
         found = Instances.of(instances[instances.scores >= self._threshold])
@@ -85,11 +128,12 @@ class Output:
     def _add_label_map(self, item: Item, labels: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
         # Frames lie in a folder named like their video, with its suffix: no folder of images is named like that.
         suffix = '.png' if item.frame is None else f'{item.path.suffix}/{item.frame:06}.png'
-        entry['label_map'] = f'label_maps/{item.name}{suffix}'
-        write_image(self.folder / entry['label_map'], labels.astype(np.uint8 if labels.max() < 256 else np.uint16))
+        path = entry['label_map'] = f'label_maps/{item.name}{suffix}'
         present, pixels = np.unique(labels, return_counts=True)
         shares = (pixels / labels.size).tolist()
         entry['shares'] = {self._painter.name(int(i)): round(s, 6) for i, s in zip(present, shares)}
+        with self._told(entry, 'label_map', 'picture'):
+            write_image(self.folder / path, labels.astype(np.uint8 if labels.max() < 256 else np.uint16))
         return self._painter.draw_label_map(item.image, labels, fixed_size=item.frame is not None)
 
 
@@ -126,12 +170,44 @@ def open_writer(path: Path, capture: cv2.VideoCapture, picture: np.ndarray) -> c
     """Open a video for pictures of this size, at the frame rate of the one that is read.
 
     Raises:
-        UserError: If OpenCV cannot write one.
+        Skipped: If this one cannot be written.
+        UserError: If OpenCV can write none.
+        OSError: If there is no space left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'')
+    except OSError as error:
+        if error.errno in ENDING:
+            raise
+        raise Skipped(f'{path} cannot be written ({reason(error)})') from error
     pace = capture.get(cv2.CAP_PROP_FPS)
     pace = pace if 0 < pace <= 1000 else 25.0
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), pace, picture.shape[1::-1])
+    writer = _writer(path, pace, picture.shape[1], picture.shape[0])
     if not writer.isOpened():
+        usual = _writer(path, 25.0, 64, 64)
+        can_write = usual.isOpened()
+        usual.release()
+        path.unlink()
+        if can_write:
+            raise Skipped(f'no MP4 video of {picture.shape[1]}x{picture.shape[0]} pixels can be written')
         raise UserError(f'{path} cannot be written: this OpenCV has no encoder for MP4, the one of PyPI has')
     return writer
+
+
+def _writer(path: Path, pace: float, width: int, height: int) -> cv2.VideoWriter:
+    return cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), pace, (width, height))
+
+
+def count_frames(path: Path) -> int:
+    """How many frames a video says that it has; 0 if it cannot be read."""
+    capture = cv2.VideoCapture(str(path))
+    frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    capture.release()
+    return frames
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f'.{path.name}.part')
+    part.write_text(text)
+    os.replace(part, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +16,15 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.structures import BaseDataElement
+from PIL import Image
+from tqdm import tqdm
 
 from ..datasets.reading import is_cut_jpeg
 from ..engine.model import build_model
 from ..errors import UserError, reason
 from ..registry import type_name
 from ..visualization.painter import Painter
+from .inputs import printable
 
 
 class Skipped(Exception):
@@ -81,6 +86,7 @@ class Predictor:
             Skipped: If it cannot be read.
         """
         try:
+            _check_pictures(path)
             _check_end(path)
             loaded = self._load(dict(img_path=str(path), img_id=image_id))
         except Exception as error:  # damaged files make readers raise all kinds
@@ -162,6 +168,27 @@ def _inference_steps(dataset: ConfigDict) -> list[ConfigDict]:
     if not steps or not type_name(steps[0]).endswith('LoadImageFromFile'):
         raise UserError("the config's test pipeline must begin with LoadImageFromFile")
     return steps
+
+
+def _check_pictures(path: Path) -> None:
+    """Look at what an image file says of itself: that it holds several pictures, of which one is read, is noted.
+
+    Raises:
+        DecompressionBombError: If it has so many pixels that Pillow takes it for an attack: it might fill the memory.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            with Image.open(path) as image:
+                pictures = getattr(image, 'n_frames', 1) if image.format != 'MPO' else 1  # previews, from cameras
+        except Image.DecompressionBombError:
+            raise
+        except Exception:  # what Pillow does not know, OpenCV may; and n_frames reads on
+            return
+    if pictures > 1:
+        tqdm.write(
+            f'note: {printable(path)} holds {pictures} pictures, and the first one is predicted on', file=sys.stderr
+        )
 
 
 def _check_end(path: Path) -> None:

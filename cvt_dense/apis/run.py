@@ -11,11 +11,13 @@ from pathlib import Path
 
 import cv2
 import torch
+from mmengine.structures import BaseDataElement
 from tqdm import tqdm
 
+from ..engine.interruption import Interrupted, signals
 from ..errors import UserError, reason
-from .inputs import VIDEOS, name_outputs
-from .output import Output, make_even, open_writer, write_image
+from .inputs import VIDEOS, name_outputs, printable
+from .output import Output, count_frames, make_even, open_writer
 from .predictor import Item, Predictor, Skipped
 
 
@@ -30,17 +32,27 @@ def predict_files(predictor: Predictor, paths: list[Path], output: Output, batch
 
     Returns:
         How many inputs had to be skipped; a line on stderr says why for each.
+
+    Raises:
+        Interrupted: If a signal said to stop, in a process that listens (see :mod:`cvt_dense.engine.interruption`):
+            after the batch that it came in, with what was predicted until then written.
+        OSError: If there is no space left.
     """
     run = Run(predictor, output, batch_size)
     named = list(zip(paths, name_outputs(paths)))
     _silence_readers()
+    response, signals.response = signals.response, 'note'  # no picture is left half written
     try:
         run.images([(path, name) for path, name in named if path.suffix.lower() not in VIDEOS])
         for path, name in named:
-            if path.suffix.lower() in VIDEOS:
+            if path.suffix.lower() in VIDEOS and not signals.number:
                 run.video(path, name)
     finally:
         output.save()
+        signals.response = response
+    if signals.number:
+        where = f'pictures and JSON files of these are in {printable(output.folder)}'
+        raise Interrupted(signals.number, f'{Interrupted(signals.number)} after {run.done_of(len(paths))}; {where}')
     return run.skipped
 
 
@@ -69,15 +81,23 @@ class Run:
 
     def __init__(self, predictor: Predictor, output: Output, batch_size: int) -> None:
         self.skipped = 0
+        self._done = 0
+        self._part = ''
         self._predictor = predictor
         self._output = output
         self._batch_size = batch_size
         self._image_ids = count(1)
 
+    def done_of(self, total: int) -> str:
+        """How far it got, in words."""
+        return f'{self._done} of {total} inputs{self._part}'
+
     def images(self, files: list[tuple[Path, str]]) -> None:
         """Predict on image files, given with the names of what is written about them."""
         with tqdm(total=len(files), desc='images', unit='image', disable=not files) as bar:
             for batch in batches(self._read(files, bar), self._batch_size):
+                if signals.number:
+                    return
                 try:
                     samples = self._predictor.predict(batch)
                 except Skipped as error:
@@ -85,22 +105,33 @@ class Run:
                         self._skip(item.path, error)
                 else:
                     for item, sample in zip(batch, samples):
-                        path = f'pictures/{item.name}.jpg'
-                        write_image(self._output.folder / path, self._output.add(item, sample, path))
+                        self._write(item, sample)
                 bar.update(len(batch))
+
+    def _write(self, item: Item, sample: BaseDataElement) -> None:
+        try:
+            self._output.add_image(item, sample)
+        except Skipped as error:
+            self._skip(item.path, error)
+        else:
+            self._done += 1
 
     def video(self, path: Path, name: str) -> None:
         """Predict on a video's frames, one after the other, and make them a video again."""
-        capture = cv2.VideoCapture(str(path))
+        capture = cv2.VideoCapture()
         try:
             self._video(capture, path, name)
         except Skipped as error:
             self._skip(path, error)
+        else:
+            self._done += not self._part
         finally:
             capture.release()
 
     def _read(self, files: list[tuple[Path, str]], bar: tqdm) -> Iterator[Item]:
         for path, name in files:
+            if signals.number:
+                return
             try:
                 item = self._predictor.load(path, next(self._image_ids), name)
             except Skipped as error:
@@ -110,14 +141,16 @@ class Run:
                 yield item
 
     def _video(self, capture: cv2.VideoCapture, path: Path, name: str) -> None:
-        if not capture.isOpened():
-            raise Skipped('it cannot be read as a video')
+        if not _is_utf8(path) or not capture.open(str(path)):
+            raise Skipped('it cannot be read as a video' + ('' if _is_utf8(path) else ': its name is not UTF-8'))
         announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         done = 0
         picture_path = f'pictures/{name}.mp4'
         with ExitStack() as stack:
-            bar = stack.enter_context(tqdm(total=announced or None, desc=path.name, unit='frame'))
+            bar = stack.enter_context(tqdm(total=announced or None, desc=printable(path.name), unit='frame'))
             for batch in batches(self._frames(capture, path, name), self._batch_size):
+                if signals.number:
+                    break
                 for item, sample in zip(batch, self._predictor.predict(batch)):
                     picture = make_even(self._output.add(item, sample, picture_path))
                     if not done:
@@ -126,8 +159,14 @@ class Run:
                     writer.write(picture)
                     done += 1
                     bar.update()
+        written = count_frames(self._output.folder / picture_path) if done else 0
+        if signals.number and done < announced:
+            self._part = f' and {done} frames of {printable(path)}'
+            return
         if not done:
             raise Skipped('no frame of it can be read')
+        if written < done:  # OpenCV says nothing when it cannot write
+            raise Skipped(f'only {written} of its {done} frames could be written to {picture_path}')
         if done < 0.95 * announced - 2:  # containers without an index only estimate how many there are
             raise Skipped(f'it breaks off after {done} of {announced} frames, which are in {picture_path}')
 
@@ -140,7 +179,7 @@ class Run:
 
     def _skip(self, path: Path, error: Skipped) -> None:
         self.skipped += 1
-        tqdm.write(f'skipped {path}: {error}', file=sys.stderr)
+        tqdm.write(f'skipped {printable(path)}: {printable(error)}', file=sys.stderr)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -159,6 +198,15 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         elif sum(map(len, waiting.values())) == 4 * size:  # of many sizes, not all are kept in memory
             yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
     yield from waiting.values()
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether OpenCV can be told the name of a file, which it takes as text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _silence_readers() -> None:

@@ -19,7 +19,9 @@ from ..models.cvt.layers import NORM_EPS, Block
 from ..models.cvt.trunk import CvTTrunk
 from ..models.norms import keeps_statistics
 from ..models.per_block import PerBlock, WindowSize
-from .weights import InitCfg, read_init_cfg
+from ..models.settings import boolean, is_integer, is_sequence, shown
+from ..registry import type_name
+from .weights import InitCfg, check_init_cfg, read_init_cfg
 
 
 @MODELS.register_module()
@@ -70,22 +72,26 @@ class CvT(CvTTrunk, BaseModule):
         arch = get_arch(arch)
         out_indices = _check_out_indices(out_indices, arch.num_stages)
         last = out_indices[-1]
-        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= last:
-            raise ValueError(f'frozen_stages must lie between -1 (none) and {last}, got {frozen_stages}')
+        if not is_integer(frozen_stages) or not -1 <= frozen_stages <= last:
+            raise ValueError(f'frozen_stages must lie between -1 (none) and {last}, got {shown(frozen_stages)}')
+        check_init_cfg(init_cfg)
         super().__init__(arch, in_channels, drop_path_rate, window_size, with_cp, num_stages=last + 1)
         self.out_indices = out_indices
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        self.frozen_stages = int(frozen_stages)
+        self.norm_eval = boolean(norm_eval, 'norm_eval')
         self.init_cfg = copy.deepcopy(init_cfg)
         self.out_channels = tuple(arch.embed_dims[i] for i in out_indices)
         self.out_strides = tuple(arch.strides[i] for i in out_indices)
         for index, channels in zip(out_indices, self.out_channels):
-            norm = nn.LayerNorm(channels, eps=NORM_EPS) if out_norm else nn.Identity()
+            norm = nn.LayerNorm(channels, eps=NORM_EPS) if boolean(out_norm, 'out_norm') else nn.Identity()
             self.add_module(f'norm{index}', norm)
         self._freeze()
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; a pre-trained checkpoint covers the whole trunk or is refused.
+
+        As in all of mmengine, a second call changes nothing. Each checkpoint, or that there is none, is a line in the
+        log.
 
         Raises:
             CheckpointError: If the checkpoint is not found, cannot be read or does not fit, or ``init_cfg`` names none
@@ -93,15 +99,25 @@ class CvT(CvTTrunk, BaseModule):
         """
         given = self.init_cfg
         initialization = read_init_cfg(given)
+        is_first, is_standalone = not self.is_init, not hasattr(self, '_params_init_info')
         # BaseModule would load a pre-trained one with strict=False and only warn of what is missing.
         self.init_cfg = initialization.others
         try:
             super().init_weights()
         finally:
             self.init_cfg = given
+        if not is_first:
+            return
         for source in initialization.pretrained:
             report = load_pretrained(self, source.checkpoint, source.prefix)
             print_log(f'CvT: {report}', logger='current')
+        if is_standalone and not initialization.pretrained:
+            made = ' or as '.join(['random', *(f'{type_name(entry)} made them' for entry in initialization.others)])
+            count = len(list(self.parameters()))
+            print_log(f'CvT: {count} tensors are {made}: init_cfg names no checkpoint', logger='current')
+
+    def _dump_init_info(self) -> None:
+        """Leave out mmengine's report of a model that is initialised by itself: four lines for each parameter."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the feature maps of a batch of images.
@@ -161,12 +177,14 @@ class CvT(CvTTrunk, BaseModule):
 
 
 def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
-    if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(num_stages)):
+    indices = list(out_indices) if is_sequence(out_indices) else []
+    are_stages = all(is_integer(index) and 0 <= index < num_stages for index in indices)
+    if not indices or not are_stages or indices != sorted(set(indices)):
         raise ValueError(
-            f'out_indices must be a list of stages in rising order, from 0 to {num_stages - 1}, got {out_indices!r}'
+            f'out_indices must be a list of stages in rising order, from 0 to {num_stages - 1}, got '
+            f'{shown(out_indices)}'
         )
-    return indices
+    return tuple(int(index) for index in indices)
 
 
 @FUNCTIONS.register_module()

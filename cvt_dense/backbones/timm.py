@@ -29,6 +29,7 @@ from ..models.cvt.arch import ARCHS, Arch, get_arch
 from ..models.cvt.layers import NORM_EPS
 from ..models.cvt.trunk import MIN_SIZE, build_stages, check_images, reset_parameters
 from ..models.per_block import PerBlock, WindowSize
+from ..models.settings import integer, is_number, shown
 from ..models.stages import Stages, run_stages
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ _STEM = 'stage0.patch_embed.proj.weight'
 _POOLS = ('', 'token', 'avg', 'max', 'avgmax')
 
 register_notrace_function(check_images)
+torch.fx.wrap('check_images')
 
 
 class CvTClassifier(nn.Module):
@@ -57,7 +59,7 @@ class CvTClassifier(nn.Module):
 
     Raises:
         AssertionError: If ``global_pool`` is unknown, as everywhere in timm.
-        ValueError: If ``arch``, ``drop_path_rate`` or ``window_size`` is wrong.
+        ValueError: If another setting is wrong; the message says which.
     """
 
     def __init__(
@@ -75,8 +77,12 @@ class CvTClassifier(nn.Module):
         super().__init__()
         assert global_pool in _POOLS, f'global_pool must be one of {_POOLS}, got {global_pool!r}'
         self.arch = get_arch(arch)
-        self.in_chans = in_chans
-        self.num_classes = num_classes
+        self.in_chans = integer(in_chans, 'in_chans')
+        self.num_classes = integer(num_classes, 'num_classes', least=0)
+        if not is_number(drop_rate) or not 0 <= drop_rate <= 1:
+            raise ValueError(f'drop_rate must lie in [0, 1], got {shown(drop_rate)}')
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f'dtype must be one of floating-point numbers, such as torch.float32, got {shown(dtype)}')
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = self.arch.embed_dims[-1]
         self.num_prefix_tokens = 1
@@ -85,10 +91,10 @@ class CvTClassifier(nn.Module):
             for index, (channels, stride) in enumerate(zip(self.arch.embed_dims, self.arch.strides))
         ]
         with nullcontext() if device is None else torch.device(device):
-            self.stages = Stages(build_stages(self.arch, in_chans, drop_path_rate, window_size))
+            self.stages = Stages(build_stages(self.arch, self.in_chans, drop_path_rate, window_size))
             self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=NORM_EPS)
-            self.head_drop = nn.Dropout(drop_rate)
-            self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+            self.head_drop = nn.Dropout(float(drop_rate))
+            self.head = nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
             reset_parameters(self)
         if dtype is not None:
             self.to(dtype)
@@ -124,13 +130,14 @@ class CvTClassifier(nn.Module):
 
         Raises:
             AssertionError: If ``global_pool`` is unknown, or asks for the cls token of a model that lost it.
+            ValueError: If ``num_classes`` is no integer, or negative.
         """
         if global_pool is not None:
             assert global_pool in _POOLS, f'global_pool must be one of {_POOLS}, got {global_pool!r}'
             assert global_pool != 'token' or self.num_prefix_tokens, 'the cls token went with the last stage'
             self.global_pool = global_pool
-        self.num_classes = num_classes
-        like = self.stages[0].patch_embed.proj.weight
+        self.num_classes = num_classes = integer(num_classes, 'num_classes', least=0)
+        like = next(self.stages.parameters())
         head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
         self.head = head.train(self.training) if num_classes > 0 else nn.Identity().train(self.training)
 

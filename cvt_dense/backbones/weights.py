@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CheckpointError
+from ..models.settings import is_sequence, shown
 from ..registry import type_name
 
 InitCfg = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -40,6 +41,21 @@ class Initialization:
 
     pretrained: list[Pretrained] = field(default_factory=list)
     others: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+def check_init_cfg(init_cfg: Any) -> None:
+    """Check that an ``init_cfg`` is None, an initializer or a list of them; what they say is read later.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    entries = init_cfg if is_sequence(init_cfg) else [] if init_cfg is None else [init_cfg]
+    for entry in entries:
+        if not isinstance(entry, Mapping) or not entry.get('type'):
+            raise ValueError(
+                "init_cfg must be dict(type='Pretrained', checkpoint=…), another initializer with its type, a list of "
+                f'them or None, got {shown(entry)}'
+            )
 
 
 def read_init_cfg(init_cfg: InitCfg) -> Initialization:

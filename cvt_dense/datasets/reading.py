@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,11 @@ def is_cut_jpeg(content: bytes) -> bool:
     if not content.startswith(b'\xff\xd8') or end > scan:
         return False
     try:  # what cameras put behind a picture may look like the beginning of a scan
-        Image.open(io.BytesIO(content)).load()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            Image.open(io.BytesIO(content)).load()
+    except Image.DecompressionBombError:  # too large for Pillow: whether it is too large is not for this to say
+        return False
     except (OSError, SyntaxError, ValueError):
         return True
     return False
@@ -153,9 +158,11 @@ def check_depth(path: str) -> None:
         UserError: If they do not.
     """
     try:
-        with Image.open(path) as image:
-            highest = image.getextrema()[1] if image.mode[0] in 'IF' else 0
-    except (OSError, SyntaxError, ValueError):  # whether it can be read is the loader's to say
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                highest = image.getextrema()[1] if image.mode[0] in 'IF' else 0
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # if it can be read, the loader says
         return
     if highest > UNLABELLED:
         raise UserError(f'label map {path} has the value {highest}; labels go up to {UNLABELLED}')

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils._pytree import tree_map
+
+#: Attribute of a module that computes in float32: the ``forward`` that it had of its own, or None.
+_BEFORE = '_forward_before_float32'
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -47,6 +51,8 @@ class Float32OperatorsHook(Hook):
 def keep_operators_in_float32(model: nn.Module) -> list[str]:
     """Let a model's RoI extractors and deformable attention compute in float32, and its box heads return that.
 
+    Copies of the model, and what is pickled of it, do so with weights of their own. A second call changes nothing.
+
     Returns:
         The names of the modules.
     """
@@ -54,12 +60,27 @@ def keep_operators_in_float32(model: nn.Module) -> list[str]:
     names = []
     for name, module in model.named_modules():
         if isinstance(module, throughout):
-            module.forward = _in_float32(module.forward)
+            _exchange_forward(module, _forward_in_float32)
             names.append(name)
         elif isinstance(module, at_the_end):
-            module.forward = _to_float32(module.forward)
+            _exchange_forward(module, _forward_to_float32)
             names.append(name)
     return names
+
+
+def _exchange_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Put a function of this file in the place of a module's ``forward``, which it calls.
+
+    As a partial: when a module is copied or pickled, it gets the copy, while a closure would go on with the weights
+    of the original, and could not be pickled.
+    """
+    if _BEFORE not in module.__dict__:
+        setattr(module, _BEFORE, module.__dict__.get('forward'))  # others exchange it, too
+        module.forward = partial(forward, module)
+
+
+def _forward_before(module: nn.Module) -> Callable[..., Any]:
+    return module.__dict__[_BEFORE] or MethodType(type(module).forward, module)
 
 
 def _float32_modules() -> tuple[tuple[type[nn.Module], ...], tuple[type[nn.Module], ...]]:
@@ -84,18 +105,10 @@ def _as_float32(value: Any) -> Any:
     return value.float() if is_low else value
 
 
-def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def in_float32(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(get_device(), enabled=False):
-            return forward(*tree_map(_as_float32, args), **tree_map(_as_float32, kwargs))
-
-    return in_float32
+def _forward_in_float32(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    with torch.autocast(get_device(), enabled=False):
+        return _forward_before(module)(*tree_map(_as_float32, args), **tree_map(_as_float32, kwargs))
 
 
-def _to_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def to_float32(*args: Any, **kwargs: Any) -> Any:
-        return tree_map(_as_float32, forward(*args, **kwargs))
-
-    return to_float32
+def _forward_to_float32(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return tree_map(_as_float32, _forward_before(module)(*args, **kwargs))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
+from .settings import is_integer, is_number, is_sequence, shown
+
 Number: TypeAlias = int | float
 #: A scalar, one value per stage, or one sequence of values per stage (one value per block).
 PerBlock: TypeAlias = Number | Sequence[Number | Sequence[Number]]
@@ -22,16 +24,16 @@ def per_block(value: Any, depths: Sequence[int], name: str) -> list[list[Any]]:
     Raises:
         ValueError: If a sequence has the wrong length; the message gives ``name`` and the length expected.
     """
-    if not _is_sequence(value):
+    if not is_sequence(value):
         return [[value] * depth for depth in depths]
     if len(value) != len(depths):
-        raise ValueError(f'{name} has {len(value)} values for {len(depths)} stages: {list(value)}')
+        raise ValueError(f'{name} has {len(value)} values for {len(depths)} stages: {shown(value)}')
     spread = []
     for stage, (entry, depth) in enumerate(zip(value, depths)):
-        if not _is_sequence(entry):
+        if not is_sequence(entry):
             spread.append([entry] * depth)
         elif len(entry) != depth:
-            raise ValueError(f'{name} of stage {stage} has {len(entry)} values for {depth} blocks: {list(entry)}')
+            raise ValueError(f'{name} of stage {stage} has {len(entry)} values for {depth} blocks: {shown(entry)}')
         else:
             spread.append(list(entry))
     return spread
@@ -52,8 +54,8 @@ def drop_path_rates(rate: PerBlock, depths: Sequence[int]) -> list[list[float]]:
         rising: Iterator[float] = (rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
         rates = [[next(rising) for _ in range(depth)] for depth in depths]
     if any(not is_number(r) or not 0 <= r < 1 for stage in rates for r in stage):
-        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate!r}')
-    return rates
+        raise ValueError(f'drop_path_rate must lie in [0, 1), got {shown(rate)}')
+    return [[float(r) for r in stage] for stage in rates]
 
 
 def window_sizes(
@@ -73,20 +75,17 @@ def window_sizes(
     """
     sizes: list[list[int | None]] = []
     for pretrain_size, stage in zip(pretrain_grid, per_block(window_size, depths, 'window_size')):
+        sizes.append([])
         for value in stage:
-            is_size = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not (value is None or value == 'pretrain' or is_size):
+            if value is None:
+                sizes[-1].append(None)
+            elif isinstance(value, str) and value == 'pretrain':
+                sizes[-1].append(pretrain_size)
+            elif is_integer(value) and value >= 1:
+                sizes[-1].append(int(value))
+            else:
                 raise ValueError(
-                    f"window_size must hold positive integers, 'pretrain' or None, got {value!r} in {window_size!r}"
+                    f"window_size must hold positive integers, 'pretrain' or None, got {shown(value)} in "
+                    f'{shown(window_size)}'
                 )
-        sizes.append([pretrain_size if value == 'pretrain' else value for value in stage])
     return sizes
-
-
-def is_number(value: Any) -> bool:
-    """Whether a setting is a number; a bool is not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Pictures of images whose longer side is shorter are enlarged: labels would hide what they name.
 MIN_SIDE = 480
+#: Pixels of a side of the largest JPEG that encoders write.
+JPEG_LIMIT = 65500
 #: Of the titles above pictures that are joined, in pixels.
 TITLE_HEIGHT = 28
 
@@ -201,11 +203,22 @@ def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write a PNG or a JPEG, by the suffix, and the folders that it lies in."""
+    """Write a PNG or a JPEG, by the suffix, and the folders that it lies in.
+
+    Raises:
+        OSError: If the file cannot be written.
+        ValueError: If the format has no images of that size.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Full colour resolution: half of it blurs small letters.
     options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    path.write_bytes(cv2.imencode(path.suffix, image, options if path.suffix == '.jpg' else [])[1].tobytes())
+    height, width = image.shape[:2]
+    if path.suffix == '.jpg' and max(height, width) > JPEG_LIMIT:
+        raise ValueError(f'a JPEG has at most {JPEG_LIMIT} pixels a side, and the picture is {width}x{height}')
+    encoded, content = cv2.imencode(path.suffix, image, options if path.suffix == '.jpg' else [])
+    if not encoded:
+        raise ValueError(f'OpenCV makes no {path.suffix} of {width}x{height} pixels')
+    path.write_bytes(content.tobytes())
 
 
 def _draw_mask(picture: np.ndarray, mask: np.ndarray, zoom: int, color: Color) -> None:

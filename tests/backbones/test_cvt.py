@@ -8,6 +8,8 @@ import pytest
 import torch
 from costs import Costs
 from golden import TINY, image, weights
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -142,6 +144,50 @@ def test_initialising_leaves_the_init_cfg_as_it_was() -> None:
         model.init_weights()
         assert model.init_cfg == init_cfg
     assert 0.4 < model.stage1.blocks[0].mlp.fc1.weight.std() < 0.6
+
+
+def test_initialising_a_backbone_by_itself_is_one_line(tmp_path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.save(weights(tiny(out_norm=False)), tmp_path / 'tiny.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'tiny.pth'))
+    constant = dict(type='Constant', layer='LayerNorm', val=0.5)
+    for init_cfg, expected in (
+        (None, 'tensors are random: init_cfg names no checkpoint'),
+        (constant, 'tensors are random or as Constant made them: init_cfg names no checkpoint'),
+        (pretrained, 'tiny.pth'),
+        ([constant, pretrained], 'tiny.pth'),
+    ):
+        MMLogger.get_instance(f'alone with {init_cfg}')  # it writes to what is captured now
+        tiny(init_cfg=init_cfg).init_weights()
+        out, err = capfd.readouterr()
+        (line,) = (out + err).splitlines()
+        assert 'CvT: ' in line
+        assert expected in line
+
+
+def test_a_second_initialisation_leaves_trained_weights(tmp_path) -> None:
+    torch.save(weights(tiny(out_norm=False)), tmp_path / 'tiny.pth')
+    model = tiny(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'tiny.pth')))
+    model.init_weights()
+    torch.nn.init.zeros_(model.stage0.patch_embed.proj.weight)
+    model.init_weights()
+    assert not model.stage0.patch_embed.proj.weight.any()
+
+
+def test_within_a_model_mmengine_reports_each_parameter_to_the_log_file(tmp_path) -> None:
+    torch.save(weights(tiny(out_norm=False)), tmp_path / 'tiny.pth')
+
+    class Detector(BaseModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = tiny(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'tiny.pth')))
+            self.head = nn.Linear(2, 2)
+
+    MMLogger.get_instance('a run with a file', log_file=str(tmp_path / 'run.log'))
+    Detector().init_weights()
+    log = (tmp_path / 'run.log').read_text()
+    reported = log.split('backbone.stage1.blocks.1.attn.proj_q.weight - torch.Size([48, 48]):')[1]
+    assert 'Initialized by user-defined `init_weights` in CvT' in reported.splitlines()[1]
+    assert 'CvT: ' in log
 
 
 def test_no_tensor_grows_with_queries_times_keys() -> None:

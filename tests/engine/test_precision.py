@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -110,6 +112,65 @@ def test_heads_compute_in_bfloat16_and_return_boxes_in_float32() -> None:
         (scores,), (boxes,) = model['proposals']([torch.randn(1, 8, 4, 4)])
     assert scores.dtype == boxes.dtype == torch.float32
     assert within == [torch.bfloat16] * 2
+
+
+def attention() -> MultiScaleDeformableAttention:
+    return MultiScaleDeformableAttention(32, num_heads=4, num_levels=1, batch_first=True).eval()
+
+
+def attend(model: nn.Module) -> torch.Tensor:
+    query = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast('cpu', torch.bfloat16):
+        return model(
+            query=query,
+            value=query,
+            reference_points=torch.full((1, 16, 1, 2), 0.5),
+            spatial_shapes=torch.tensor([[4, 4]]),
+            level_start_index=torch.tensor([0]),
+        )
+
+
+@pytest.mark.parametrize('by', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_computes_in_float32_with_weights_of_its_own(by: Callable[[nn.Module], nn.Module]) -> None:
+    """As the average of weights (EMA) is one."""
+    model = nn.ModuleDict(dict(attention=attention(), boxes=heads()['boxes']))
+    keep_operators_in_float32(model)
+    regions = torch.randn(3, 8, 7, 7)
+    before = attend(model['attention']), model['boxes'](regions)[1]
+    copied = by(model)
+    assert torch.equal(attend(copied['attention']), before[0])
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(0.1)
+    with torch.autocast('cpu', torch.bfloat16):
+        boxes = copied['boxes'](regions)[1]
+    assert boxes.dtype == torch.float32
+    assert not torch.allclose(boxes, before[1], atol=1e-2)
+    assert not torch.allclose(attend(copied['attention']), before[0], atol=1e-2)
+    assert torch.equal(attend(model['attention']), before[0])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(copied['boxes'](regions)[1], boxes, atol=0.05, rtol=0.05)
+
+
+def test_a_second_call_changes_nothing() -> None:
+    model = nn.ModuleDict(dict(extractor=extractor()))
+    names = keep_operators_in_float32(model)
+    forward = model['extractor'].forward
+    assert keep_operators_in_float32(model) == names
+    assert model['extractor'].forward is forward
+
+
+def test_a_forward_that_others_put_there_is_called() -> None:
+    model = nn.ModuleDict(dict(attention=attention()))
+    alone = copy.deepcopy(model)
+    keep_operators_in_float32(alone)
+    expected = attend(alone['attention'])
+    plain = model['attention'].forward
+    model['attention'].forward = lambda *args, **kwargs: plain(*args, **kwargs) + 1
+    keep_operators_in_float32(model)
+    torch.testing.assert_close(attend(model['attention']), expected + 1)
 
 
 def test_the_hook_wraps_the_modules_of_a_runs_model() -> None:

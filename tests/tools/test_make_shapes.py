@@ -75,7 +75,7 @@ def test_ctrl_c_leaves_nothing(
 
     monkeypatch.setattr(shapes_files, 'scene_at', interrupt)
     assert run(tmp_path / 'set') == 130
-    assert capsys.readouterr().err == 'interrupted\n'
+    assert capsys.readouterr().err == 'stopped by SIGINT\n'
     assert not os.listdir(tmp_path)
 
 

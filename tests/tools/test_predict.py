@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +20,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
+from mmengine.utils import import_modules_from_strings
 from paths import ROOT
 from PIL import Image
 from pycocotools import mask as rle
@@ -27,7 +30,7 @@ from pycocotools.coco import COCO
 from cvt_dense import cli
 from cvt_dense.apis import Item, Predictor
 from cvt_dense.apis.run import batches
-from cvt_dense.visualization.painter import Painter
+from cvt_dense.visualization.painter import Painter, write_image
 
 DETECTION = ROOT / 'configs/maskrcnn_cvttiny_fpn_shapes.py'
 SEGMENTATION = ROOT / 'configs/upernet_cvttiny_shapes.py'
@@ -299,6 +302,7 @@ def test_unreadable_images_are_reported_and_the_rest_go_on(
     lines = [line for line in errors(capsys) if line.startswith('skipped')]
     assert lines == [
         'skipped in/empty.jpg: it cannot be read as an image (it is empty)',
+        "skipped in/gone.png: it cannot be read as an image ([Errno 2] No such file or directory: 'in/gone.png')",
         'skipped in/half_jpg.jpg: it cannot be read as an image (it breaks off before its end)',
         'skipped in/half_png.png: it cannot be read as an image (it breaks off before its end)',
         'skipped in/text.jpg: it cannot be read as an image (failed to load image: in/text.jpg)',
@@ -465,6 +469,176 @@ def test_broken_videos_are_reported_and_the_rest_go_on(
     assert len(read_video(out / 'pictures/short.mp4')[0]) == int(done[1])
     assert len(read_video(out / 'pictures/whole.mp4')[0]) == 2
     assert {e['file_name'] for e in content(out / 'images.json')['images']} == {'in/short.avi', 'in/whole.mp4'}
+
+
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION], ids=['detection', 'segmentation'])
+def test_a_picture_that_cannot_be_written_costs_no_prediction(
+    config: Path,
+    tool: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in 'abc':
+        write(tmp_path / f'in/{name}.png')
+    (tmp_path / 'out/pictures/b.jpg').mkdir(parents=True)
+    monkeypatch.setattr('cvt_dense.visualization.painter.JPEG_LIMIT', 2000)
+    write(tmp_path / 'in/long.png', 20, 2001)
+    code, out = tool(config, 'in', *(FEW if config == DETECTION else ()))
+    assert code == 1
+    lines = [line for line in errors(capsys) if line.startswith('skipped')]
+    kept = 'its predictions are in the JSON files, but the picture cannot be written'
+    assert lines[0] == f"skipped in/b.png: {kept} ([Errno 21] Is a directory: '{out / 'pictures/b.jpg'}')"
+    assert lines[1].startswith(f'skipped in/long.png: {kept} (a JPEG has at most 2000 pixels a side')
+    images = content(out / 'images.json')['images']
+    assert [Path(entry['file_name']).stem for entry in images] == ['a', 'b', 'c', 'long']
+    assert ['picture' in entry for entry in images] == ['note' not in entry for entry in images] == [1, 0, 1, 0]
+    if config == DETECTION:
+        assert {entry['image_id'] for entry in content(out / 'predictions.json')} == {1, 2, 3, 4}
+
+
+def test_a_label_map_that_cannot_be_written_is_named(
+    tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in 'ab':
+        write(tmp_path / f'in/{name}.png')
+    (tmp_path / 'out/label_maps/a.png').mkdir(parents=True)
+    code, out = tool(SEGMENTATION, 'in')
+    assert code == 1
+    (line,) = [line for line in errors(capsys) if line.startswith('skipped')]
+    assert line.startswith('skipped in/a.png: its predictions are in the JSON files, but the label map cannot be wri')
+    first, second = content(out / 'images.json')['images']
+    assert first.keys() - second.keys() == {'note'}
+    assert second.keys() - first.keys() == {'picture', 'label_map'}
+
+
+def test_a_full_disk_ends_the_run(
+    tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, image: np.ndarray) -> None:
+        if path.stem == 'b':
+            raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+        write_image(path, image)
+
+    monkeypatch.setattr('cvt_dense.apis.output.write_image', full)
+    for name in 'abc':
+        write(tmp_path / f'in/{name}.png')
+    code, out = tool(DETECTION, 'in', *FEW)
+    assert code == 2
+    assert errors(capsys)[-1].startswith('error: No space left on device: ')
+    assert [entry['file_name'] for entry in content(out / 'images.json')['images']] == ['in/a.png', 'in/b.png']
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_predicted(
+    tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / 'x.png')
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/pictures').write_text('a file')
+    code, _ = tool(DETECTION, 'x.png', *FEW)
+    assert code == 2
+    assert errors(capsys)[-1] == f'error: File exists: {tmp_path / "out/pictures"}'
+    assert not (tmp_path / 'out/images.json').exists()
+
+
+def test_images_that_might_fill_the_memory_are_skipped(
+    tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in ('png', 'jpg', 'tif', 'webp', 'bmp'):
+        write(tmp_path / f'in/large.{suffix}', 300, 300)
+        write(tmp_path / f'in/warned.{suffix}', 200, 200)
+    (tmp_path / 'in/warned.jpg').write_bytes((tmp_path / 'in/warned.jpg').read_bytes() + b'\xff\xda')
+    write(tmp_path / 'in/small.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 30_000)  # it warns of more, and refuses twice as many
+    code, out = tool(DETECTION, 'in', *FEW)
+    assert code == 1
+    lines = errors(capsys)
+    assert len(lines) == 5
+    for suffix, line in zip(('bmp', 'jpg', 'png', 'tif', 'webp'), lines):
+        assert line.startswith(f'skipped in/large.{suffix}: it cannot be read as an image (Image size (90000 pixels)')
+    assert len(content(out / 'images.json')['images']) == 6
+
+
+def test_of_several_pictures_in_a_file_the_first_is_predicted_on_and_that_is_said(
+    tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (Image.fromarray(picture(60, 90, seed)) for seed in range(2))
+    (tmp_path / 'in').mkdir()
+    for name in ('pages.tif', 'moving.webp', 'moving.png'):
+        first.save(tmp_path / 'in' / name, save_all=True, append_images=[second])
+    code, out = tool(DETECTION, 'in', *FEW)
+    assert code == 0
+    assert errors(capsys) == [
+        f'note: in/{name} holds 2 pictures, and the first one is predicted on'
+        for name in ('moving.png', 'moving.webp', 'pages.tif')
+    ]
+    assert len(content(out / 'images.json')['images']) == 3
+
+
+def test_names_may_be_anything(tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b'n\xe9e')
+    write(tmp_path / 'plain.png').rename(tmp_path / f'{name}.png')
+    write_video(tmp_path / 'plain.avi', 2, code='MJPG').rename(tmp_path / f'{name}.avi')
+    write(tmp_path / 'folder.jpg/x.png')
+    code, out = tool(DETECTION, f'{name}.png', f'{name}.avi', 'folder.jpg', *FEW)
+    assert code == 1
+    (line,) = errors(capsys)
+    assert line.endswith('.avi: it cannot be read as a video: its name is not UTF-8')
+    assert (out / f'pictures/{name}.jpg').is_file()
+    assert [entry['file_name'] for entry in content(out / 'images.json')['images']] == [
+        f'{name}.png',
+        'folder.jpg/x.png',
+    ]
+
+
+def test_videos_that_cannot_be_written_are_skipped(
+    tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in 'ab':
+        write_video(tmp_path / f'in/{name}.avi', 2, code='MJPG')
+    (tmp_path / 'out/pictures/a.mp4').mkdir(parents=True)
+    code, out = tool(DETECTION, 'in', *FEW)
+    assert code == 1
+    (line,) = errors(capsys)
+    assert line.startswith('skipped in/a.avi: ')
+    assert 'a.mp4 cannot be written ([Errno 21] Is a directory' in line
+    assert len(read_video(out / 'pictures/b.mp4')[0]) == 2
+
+
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION], ids=['detection', 'segmentation'])
+def test_types_may_be_classes(
+    config: Path, checkpoints: dict[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As configs of the new style have them."""
+    cfg = Config.fromfile(config)
+    import_modules_from_strings([f'{cfg.default_scope}.{part}' for part in ('models', 'datasets')])
+    registries = (MODELS, TRANSFORMS, DATASETS)
+
+    def with_classes(part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return type(part)(map(with_classes, part))
+        if not isinstance(part, dict):
+            return part
+        part = {key: with_classes(value) for key, value in part.items()}
+        if isinstance(part.get('type'), str):
+            found = (registry.get(f'{cfg.default_scope}.{part["type"]}') for registry in registries)
+            part['type'] = next(filter(None, found), part['type'])
+        return part
+
+    cfg.model = with_classes(cfg.model.to_dict())
+    cfg.test_dataloader = dict(dataset=with_classes(cfg.test_dataloader.dataset.to_dict()))
+    assert not isinstance(cfg.test_dataloader.dataset.pipeline[0].type, str)
+    assert isinstance(cfg.model.type, type)
+    monkeypatch.setattr(predict, 'load_config', lambda *_: cfg)
+    write(tmp_path / 'x.png')
+    out = tmp_path / 'out'
+    monkeypatch.setattr(
+        sys, 'argv', ['predict.py', 'x', str(checkpoints[config]), str(tmp_path / 'x.png'), '--out', str(out)]
+    )
+    with pytest.raises(SystemExit) as done:
+        cli.run(predict.main)
+    assert done.value.code == 0
+    assert len(content(out / 'images.json')['images']) == 1
 
 
 class Harmful:

@@ -56,9 +56,10 @@ def test_accuracy_is_that_of_the_images_in_the_folders(
 
 def test_top_5_counts_the_five_best() -> None:
     batches = [(torch.zeros(6, 3, 32, 32), torch.arange(6))]
-    assert validate_imagenet.evaluate(always(0, 6), batches, torch.device('cpu'), amp=False) == pytest.approx(
-        (100 / 6, 500 / 6)
-    )
+    hits = validate_imagenet.Hits()
+    validate_imagenet.evaluate(always(0, 6), batches, torch.device('cpu'), amp=False, hits=hits)
+    assert (hits.top1, hits.top5, hits.total) == (1, 5, 6)
+    assert str(hits) == 'top-1 16.67 %, top-5 83.33 %'
 
 
 def test_lower_precision_is_used_if_asked_for() -> None:
@@ -67,7 +68,7 @@ def test_lower_precision_is_used_if_asked_for() -> None:
     types = []
     model.head.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
     for amp in (True, False):
-        validate_imagenet.evaluate(model, batches, torch.device('cpu'), amp)
+        validate_imagenet.evaluate(model, batches, torch.device('cpu'), amp, validate_imagenet.Hits())
     assert types == [torch.bfloat16, torch.float32]
 
 

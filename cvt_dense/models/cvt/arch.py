@@ -5,11 +5,12 @@ Source: Wu et al., "CvT: Introducing Convolutions to Vision Transformers", arXiv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..per_block import PerBlock, is_number, per_block
+from ..per_block import PerBlock, per_block
+from ..settings import is_integer, is_number, is_sequence, shown
 
 #: Side of the images that most published checkpoints were trained on last, in pixels.
 PRETRAIN_RESOLUTION = 384
@@ -40,11 +41,11 @@ class Arch:
     def __post_init__(self) -> None:
         for name in ('embed_dims', 'num_heads', 'depths'):
             values = getattr(self, name)
-            if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence) or not values:
-                raise ValueError(f'{name} must be a list with one integer per stage, got {values!r}')
-            if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
-                raise ValueError(f'{name} must hold positive integers, got {list(values)}')
-            object.__setattr__(self, name, tuple(values))
+            if not is_sequence(values) or not values:
+                raise ValueError(f'{name} must be a list with one integer per stage, got {shown(values)}')
+            if any(not is_integer(v) or v < 1 for v in values):
+                raise ValueError(f'{name} must hold positive integers, got {shown(list(values))}')
+            object.__setattr__(self, name, tuple(int(v) for v in values))
         if not len(self.embed_dims) == len(self.num_heads) == len(self.depths):
             raise ValueError(
                 'embed_dims, num_heads and depths must have one value per stage, got '
@@ -55,10 +56,10 @@ class Arch:
                 raise ValueError(f'embed_dims must be divisible by num_heads, got {dim} channels for {heads} heads')
         for dim, stage in zip(self.embed_dims, per_block(self.mlp_ratio, self.depths, 'mlp_ratio')):
             if any(not is_number(ratio) or int(dim * ratio) < 1 for ratio in stage):
-                raise ValueError(f'mlp_ratio must hold numbers that leave a hidden unit, got {self.mlp_ratio!r}')
+                raise ValueError(f'mlp_ratio must hold numbers that leave a hidden unit, got {shown(self.mlp_ratio)}')
         for stage in per_block(self.kv_stride, self.depths, 'kv_stride'):
-            if any(not isinstance(stride, int) or isinstance(stride, bool) or stride < 1 for stride in stage):
-                raise ValueError(f'kv_stride must hold positive integers, got {self.kv_stride}')
+            if any(not is_integer(stride) or stride < 1 for stride in stage):
+                raise ValueError(f'kv_stride must hold positive integers, got {shown(self.kv_stride)}')
 
     @property
     def num_stages(self) -> int:
@@ -99,7 +100,7 @@ def get_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
     if not isinstance(arch, Mapping):
         raise TypeError(f'arch must be a name ({", ".join(ARCHS)}) or a dict, got {type(arch).__name__}')
     known = [field.name for field in fields(Arch)]
-    unknown = sorted(set(arch) - set(known))
+    unknown = sorted(str(key) for key in arch if key not in known)
     missing = [name for name in ('embed_dims', 'num_heads', 'depths') if name not in arch]
     if unknown or missing:
         parts = [f'{what} {", ".join(names)}' for what, names in (('unknown', unknown), ('missing', missing)) if names]

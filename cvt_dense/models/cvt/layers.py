@@ -15,11 +15,14 @@ from timm.layers import DropPath, Mlp, QuickGELU
 from torch import nn
 
 from ..attention import attend
+from ..plain import is_foldable, is_idle, is_plain, is_plain_linear
 from ..tokens import Size, map_to_tokens, tokens_to_map
 from ..window_layout import WindowLayout
 from ..windows import attend_in_windows
 
 NORM_EPS = 1e-5
+
+torch.fx.wrap('attend_in_windows')  # how a map is cut depends on its size, which a trace of torch.fx leaves open
 
 
 class ConvEmbed(nn.Module):
@@ -48,7 +51,8 @@ class ConvProjection(nn.Sequential):
     """Depth-wise 3x3 convolution and BatchNorm in front of a linear projection (section 3.2).
 
     A BatchNorm that keeps its statistics is a scale and a shift of each channel, which go into the convolution's
-    weights as they are used: one pass over the map instead of two, in training too.
+    weights as they are used: one pass over the map instead of two, in training too. (Not in TorchScript, where
+    ``torch.jit.freeze`` does it.)
     """
 
     def __init__(self, dim: int, stride: int) -> None:
@@ -57,15 +61,14 @@ class ConvProjection(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Project an ``(N, dim, H, W)`` map to ``(N, dim, ceil(H / stride), ceil(W / stride))``."""
-        if self.bn.training:
-            return self.bn(self.conv(x))
         if not torch.jit.is_scripting():  # noqa: SIM102  torch.jit leaves out a branch by its condition alone
-            if type(self.conv) is not nn.Conv2d:  # wrapped, by an adapter or a quantizer, and to be called as it is
-                return self.bn(self.conv(x))
-        scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
-        weight = self.conv.weight * scale[:, None, None, None]
-        bias = self.bn.bias - self.bn.running_mean * scale
-        return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding, groups=self.conv.groups)
+            if is_foldable(self.conv, self.bn):
+                scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
+                weight = self.conv.weight * scale[:, None, None, None]
+                bias = self.bn.bias - self.bn.running_mean * scale
+                conv = self.conv
+                return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return self.bn(self.conv(x))
 
 
 class ConvAttention(nn.Module):
@@ -133,13 +136,23 @@ class QuickGELUMlp(Mlp):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform ``(N, L, dim)`` tokens to tokens of the same shape."""
         if not torch.jit.is_scripting():  # noqa: SIM102  as above
-            if type(self.fc1) is type(self.fc2) is nn.Linear:
+            if self._is_plain():
                 tokens, slope = x.flatten(0, 1), 1.702
                 hidden = torch.addmm(self.fc1.bias, tokens, self.fc1.weight.t(), beta=slope, alpha=slope)
                 hidden = F.silu(hidden, inplace=not torch.is_grad_enabled())
                 return torch.addmm(self.fc2.bias, hidden, self.fc2.weight.t(), alpha=1 / slope).view(x.shape)
-        # Wrapped, by an adapter or a quantizer, and to be called as they are.
-        return self.fc2(self.act(self.fc1(x)))
+        return self.drop2(self.fc2(self.norm(self.drop1(self.act(self.fc1(x))))))
+
+    @torch.jit.ignore
+    def _is_plain(self) -> bool:
+        return (
+            is_plain_linear(self.fc1)
+            and is_plain(self.act, QuickGELU)
+            and is_idle(self.drop1)
+            and is_idle(self.norm)
+            and is_plain_linear(self.fc2)
+            and is_idle(self.drop2)
+        )
 
 
 class Block(nn.Module):

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
 from ..recompute import recomputed
+from ..settings import boolean, integer
 from ..stages import run_stages
 from ..tokens import Size, tokens_to_map
 from .arch import Arch, get_arch
@@ -78,14 +79,18 @@ def build_stages(
         num_stages: Only the first so many; all by default. The last stage of the variant has the cls token.
 
     Raises:
-        ValueError: If the drop-path rate or the window size is wrong.
+        ValueError: If the drop-path rate, the window size or the number of stages is wrong.
     """
+    if num_stages is None:
+        num_stages = arch.num_stages
+    elif integer(num_stages, 'num_stages') > arch.num_stages:
+        raise ValueError(f'num_stages must be at most {arch.num_stages}, as many as the variant has, got {num_stages}')
     mlp_ratio = per_block(arch.mlp_ratio, arch.depths, 'mlp_ratio')
     kv_stride = per_block(arch.kv_stride, arch.depths, 'kv_stride')
     windows = window_sizes(window_size, arch.depths, arch.pretrain_grid)
     drop_path = drop_path_rates(drop_path_rate, arch.depths)
     stages = []
-    for index in range(arch.num_stages if num_stages is None else num_stages):
+    for index in range(num_stages):
         dim, heads = arch.embed_dims[index], arch.num_heads[index]
         with_cls_token = index == arch.num_stages - 1
         if index == 0:
@@ -136,6 +141,9 @@ def check_images(x: torch.Tensor, in_channels: int) -> None:
         raise ValueError(f'CvT takes floating-point images, got {x.dtype}; convert them with .float() first')
 
 
+torch.fx.wrap('check_images')  # a trace of torch.fx is for images of any size, and has none to look at
+
+
 class CvTTrunk(nn.Module):
     """The stages of CvT (arXiv 2103.15808, figure 2), parameters named as in the published weights.
 
@@ -166,13 +174,11 @@ class CvTTrunk(nn.Module):
     ) -> None:
         super().__init__()
         self.arch = get_arch(arch)
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
-        self.in_channels = in_channels
-        self.num_stages = self.arch.num_stages if num_stages is None else num_stages
-        stages = build_stages(self.arch, in_channels, drop_path_rate, window_size, self.num_stages)
+        self.in_channels = integer(in_channels, 'in_channels')
+        stages = build_stages(self.arch, self.in_channels, drop_path_rate, window_size, num_stages)
+        self.num_stages = len(stages)
         for index, stage in enumerate(stages):
-            stage.with_cp = with_cp
+            stage.with_cp = boolean(with_cp, 'with_cp')
             self.add_module(f'stage{index}', stage)
         self.reset_parameters()
 

@@ -15,13 +15,14 @@ import copy
 import io
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import doctor_machine as machine
 from doctor_machine import FAIL, GIB, NOTE, OK, PACKAGES, PIP, PYTHON, ROOT, Result, in_a_line
@@ -58,6 +59,25 @@ def results_of(check: Check) -> list[Result]:
     return results
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the user names: a config, and what overrides it.
+
+    Attributes:
+        config: The file.
+        overrides: ``KEY=VALUE`` as given to ``--cfg-options``.
+    """
+
+    config: str
+    overrides: tuple[str, ...] = ()
+
+    def command(self, tool: str, *overrides: str, flags: str = '') -> str:
+        """The command that runs a tool on the config as it is looked at, with further overrides."""
+        every = [*map(shlex.quote, self.overrides), *overrides]
+        parts = [PYTHON, f'tools/{tool}.py', self.config, flags, *(['--cfg-options', *every] if every else [])]
+        return ' '.join(part for part in parts if part)
+
+
 def report(checks: list[Check]) -> int:
     """Run checks and print a line for each result; returns the exit code."""
     coloured = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
@@ -79,7 +99,7 @@ def report(checks: list[Check]) -> int:
 # ----------------------------------------------------------------------------------------------------
 
 
-def check_data(cfg: Config, config: str, split: str) -> Iterator[Result]:
+def check_data(cfg: Config, given: Given, split: str) -> Iterator[Result]:
     """Whether the data of a split are there and what a sample of them holds can be trained on."""
     from cvt_dense.datasets.check import build_dataset, inspect_dataset
     from cvt_dense.datasets.paths import check_data as look_for_data
@@ -87,7 +107,7 @@ def check_data(cfg: Config, config: str, split: str) -> Iterator[Result]:
     from cvt_dense.errors import UserError
 
     hint = cfg.get('data_hint', 'set data_root in the config')
-    fix = f'{hint}; then {PYTHON} tools/doctor.py {config}'
+    fix = f'{hint}; then {given.command("doctor")}'
     try:
         look_for_data(cfg, (split,))
     except UserError as error:
@@ -101,7 +121,7 @@ def check_data(cfg: Config, config: str, split: str) -> Iterator[Result]:
             yield Result(FAIL, str(error), fix)
 
 
-def check_classes(cfg: Config, config: str) -> Iterator[Result]:
+def check_classes(cfg: Config, given: Given) -> Iterator[Result]:
     """Whether the heads predict as many classes as the training data have."""
     from cvt_dense.datasets.check import build_dataset, heads_with_classes
     from cvt_dense.datasets.paths import datasets_in
@@ -112,14 +132,14 @@ def check_classes(cfg: Config, config: str) -> Iterator[Result]:
         wrong = {path: number for path, number in heads.items() if number != len(classes)}
         if wrong:
             message = ', '.join(f'{path}.num_classes={number}' for path, number in wrong.items())
-            options = ' '.join(f'{path}.num_classes={len(classes)}' for path in wrong)
-            command = f'{PYTHON} tools/train.py {config} --cfg-options {options}'
+            options = [f'{path}.num_classes={len(classes)}' for path in wrong]
+            command = given.command('train', *options)
             yield Result(FAIL, f'the data have {len(classes)}, and the config {message}', command)
         else:
             yield Result(OK, f'{len(classes)} in the data and in {len(heads)} heads')
 
 
-def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
+def check_checkpoint(cfg: Config, given: Given) -> Iterator[Result]:
     """Whether the backbone's pre-trained weights fit it or, if they are not here, can be downloaded."""
     import torch
     from mmengine.registry import MODELS
@@ -130,8 +150,8 @@ def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
     from cvt_dense.errors import CheckpointError
     from cvt_dense.registry import type_name
 
-    options = f'{PYTHON} tools/train.py {config} --cfg-options model.backbone.init_cfg'
-    ways = f'{options}.checkpoint=PATH with a copy, or model.backbone.init_cfg=None for none'
+    command = given.command('train', 'model.backbone.init_cfg.checkpoint=PATH')
+    ways = f'{command} with a copy, or model.backbone.init_cfg=None for none'
     try:
         pretrained = read_init_cfg(cfg.model.backbone.get('init_cfg')).pretrained
     except CheckpointError as error:
@@ -156,18 +176,18 @@ def check_checkpoint(cfg: Config, config: str) -> Iterator[Result]:
             yield Result(FAIL, str(error), ways)
 
 
-def check_memory(cfg: Config, config: str) -> Iterator[Result]:
+def check_memory(cfg: Config, given: Given) -> Iterator[Result]:
     """Whether the memory looks enough for a training step.
 
     Measured steps took more than the estimate (see :mod:`cvt_dense.analysis.memory`), so this may warn and never fails.
     """
     try:
-        yield compare_memory(cfg, config)
+        yield compare_memory(cfg, given)
     except Exception as error:  # on tensors without values, a model's code can raise anything
         yield Result(NOTE, f'not estimated: {in_a_line(error)}')
 
 
-def compare_memory(cfg: Config, config: str) -> Result:
+def compare_memory(cfg: Config, given: Given) -> Result:
     """Compare the estimate with what is free; if it looks too much, name options that need less."""
     estimate = estimate_for(cfg)
     if estimate is None:
@@ -187,8 +207,9 @@ def compare_memory(cfg: Config, config: str) -> Result:
     )
     if needed <= SAFE * available:
         return Result(NOTE if estimate.left_out else OK, text)
-    options = options_for_memory(cfg, int(SAFE * available))
-    return Result(NOTE, f'{text}; if memory runs out: {PYTHON} tools/train.py {config} {options}')
+    options, is_enough = options_for_memory(cfg, int(SAFE * available))
+    aside = '' if is_enough else ', with smaller images or a smaller backbone'
+    return Result(NOTE, f'{text}; if memory runs out: {given.command("train", *options, flags="--amp")}{aside}')
 
 
 def estimate_for(cfg: Config) -> MemoryEstimate | None:
@@ -205,16 +226,15 @@ def estimate_for(cfg: Config) -> MemoryEstimate | None:
     return estimate_memory(cfg, model)
 
 
-def options_for_memory(cfg: Config, available: int) -> str:
-    """Options of ``tools/train.py`` with which a step takes no more bytes than there are, by the same estimate."""
+def options_for_memory(cfg: Config, available: int) -> tuple[list[str], bool]:
+    """Overrides with which a step takes, beside ``--amp``, less by the same estimate, and if it is what there is."""
     cfg = copy.deepcopy(cfg)
     cfg.optim_wrapper.type = 'BFloat16OptimWrapper'  # what --amp sets
     cfg.model.backbone.with_cp = True
     batch_size = cfg.train_dataloader.batch_size
     while (too_much := estimate_for(cfg).total + OVERHEAD > available) and batch_size > 1:
         batch_size = cfg.train_dataloader.batch_size = batch_size // 2
-    aside = ', with smaller images or a smaller backbone' if too_much else ''
-    return f'--amp --cfg-options model.backbone.with_cp=True train_dataloader.batch_size={batch_size}{aside}'
+    return ['model.backbone.with_cp=True', f'train_dataloader.batch_size={batch_size}'], not too_much
 
 
 def check_learning_rate(cfg: Config) -> Iterator[Result]:
@@ -230,14 +250,27 @@ def check_learning_rate(cfg: Config) -> Iterator[Result]:
         yield Result(NOTE, f'{rate} is for {base} images a batch, and it is {batch_size} on one GPU or CPU: {hint}')
 
 
-def config_checks(cfg: Config, config: str) -> list[Check]:
+def check_parts(cfg: Config) -> Iterator[Result]:
+    """Whether the config sets all that training is made of."""
+    from cvt_dense.engine.config import check_complete
+    from cvt_dense.errors import UserError
+
+    try:
+        check_complete(cfg, 'train')
+    except UserError as error:
+        yield Result(FAIL, str(error), 'set it in the config')
+
+
+def config_checks(cfg: Config, given: Given) -> list[Check]:
     """The checks of a config, in the order of a run."""
+    if list(check_parts(cfg)):
+        return [Check('config', lambda: check_parts(cfg))]
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
     return [
-        *(Check(f'{split} data', lambda split=split: check_data(cfg, config, split)) for split in splits),
-        Check('classes', lambda: check_classes(cfg, config)),
-        Check('checkpoint', lambda: check_checkpoint(cfg, config)),
-        Check('memory', lambda: check_memory(cfg, config)),
+        *(Check(f'{split} data', lambda split=split: check_data(cfg, given, split)) for split in splits),
+        Check('classes', lambda: check_classes(cfg, given)),
+        Check('checkpoint', lambda: check_checkpoint(cfg, given)),
+        Check('memory', lambda: check_memory(cfg, given)),
         Check('learning rate', lambda: check_learning_rate(cfg)),
     ]
 
@@ -265,7 +298,16 @@ def scopes_of(cfg: Config) -> set[str]:
     return {cfg.default_scope, *re.findall(r"'(mmdet|mmseg)\.", str(cfg.model))}
 
 
-def look_over(config: str) -> int:
+def parsed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The values of ``KEY=VALUE``, as the other tools parse them."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(prog='doctor.py')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    return parser.parse_args(['--cfg-options', *overrides] if overrides else []).cfg_options
+
+
+def look_over(given: Given) -> int:
     """Check the machine and a config; returns the exit code."""
     try:
         from cvt_dense.engine.config import load_config
@@ -277,25 +319,29 @@ def look_over(config: str) -> int:
         return report([*environment_checks(set()), Check('config', lambda: iter([result]))])
     try:
         with redirect_stdout(io.StringIO()):  # mmengine prints every variable that it replaces
-            cfg = load_config(config)
+            cfg = load_config(given.config, parsed(given.overrides))
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    return report([*environment_checks(scopes_of(cfg)), *config_checks(cfg, config)])
+    return report([*environment_checks(scopes_of(cfg)), *config_checks(cfg, given)])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', nargs='?', metavar='CONFIG', help='config file to check too')
-    config = parser.parse_args(arguments).config
+    parser.add_argument('--cfg-options', nargs='+', default=[], help='override settings of the config: KEY=VALUE ...')
+    args = parser.parse_args(arguments)
+    config = args.config
+    if args.cfg_options and not config:
+        parser.error('--cfg-options overrides settings of a config, and none is named')
     if config and not Path(config).is_file():
         print(
             f'error: config {config} does not exist; the ones that come with cvt_dense are in configs/', file=sys.stderr
         )
         return 2
     warnings.simplefilter('ignore')  # from other packages' imports
-    return look_over(config) if config else report(environment_checks(set()))
+    return look_over(Given(config, tuple(args.cfg_options))) if config else report(environment_checks(set()))
 
 
 if __name__ == '__main__':

@@ -36,6 +36,8 @@ from cvt_dense import CvTTrunk
 DETECTION, SEGMENTATION = 'configs/maskrcnn_cvt13_fpn_coco.py', 'configs/upernet_cvt13_ade20k.py'
 BY_MODULE = {package.module: package for package in PACKAGES}
 
+GIVEN = doctor.Given('c.py')
+
 
 def only(results: Iterator[Result]) -> Result:
     """The one result of a check; a failure has to say what fixes it, and all has to fit on a line."""
@@ -550,11 +552,11 @@ def detector(root: Path, classes: tuple[str, ...] = ('cat', 'dog'), num_classes:
 
 
 def test_data_in_cocos_format(coco: Path) -> None:
-    result = only(doctor.check_data(detector(coco), 'c.py', 'train'))
+    result = only(doctor.check_data(detector(coco), GIVEN, 'train'))
     assert result == Result(OK, '1 images, 1 of them opened')
     content = json.loads((coco / 'train.json').read_text())
     write_coco(coco, annotations=[*content['annotations'], content['annotations'][0] | dict(id=2, area=0)])
-    told = only(doctor.check_data(detector(coco), 'c.py', 'train')).text
+    told = only(doctor.check_data(detector(coco), GIVEN, 'train')).text
     assert told.endswith('annotations skipped because their area is 0 or a side of their box is below a pixel: 1')
 
 
@@ -578,13 +580,13 @@ BREAK_COCO: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_broken_data_in_cocos_format(case: str, coco: Path) -> None:
     break_it, told = BREAK_COCO[case]
     break_it(coco)
-    assert_fails(doctor.check_data(detector(coco), 'c.py', 'train'), told, 'set CUSTOM_ROOT=DIR; then ')
+    assert_fails(doctor.check_data(detector(coco), GIVEN, 'train'), told, 'set CUSTOM_ROOT=DIR; then ')
 
 
 def test_a_data_set_that_cannot_be_built_is_named(coco: Path) -> None:
     cfg = detector(coco)
     cfg.train_dataloader.dataset.dataset.ann_fil = 'a'
-    assert_fails(doctor.check_data(cfg, 'c.py', 'train'), 'CocoDataset cannot be built: TypeError', 'CUSTOM_ROOT')
+    assert_fails(doctor.check_data(cfg, GIVEN, 'train'), 'CocoDataset cannot be built: TypeError', 'CUSTOM_ROOT')
 
 
 @pytest.fixture
@@ -617,10 +619,10 @@ def segmentor(root: Path, reduce_zero_label: bool = False) -> Config:
 
 
 def test_label_maps(labels: Path) -> None:
-    result = only(doctor.check_data(segmentor(labels), 'c.py', 'train'))
+    result = only(doctor.check_data(segmentor(labels), GIVEN, 'train'))
     assert result == Result(OK, '1 images, 1 of them opened')
     write_labels(labels, [0, 1, 2, 3, 255])
-    assert only(doctor.check_data(segmentor(labels, reduce_zero_label=True), 'c.py', 'train')).status == OK
+    assert only(doctor.check_data(segmentor(labels, reduce_zero_label=True), GIVEN, 'train')).status == OK
 
 
 BREAK_LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -636,26 +638,26 @@ BREAK_LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_broken_label_maps(case: str, labels: Path) -> None:
     break_it, told = BREAK_LABELS[case]
     break_it(labels)
-    assert_fails(doctor.check_data(segmentor(labels), 'c.py', 'train'), told, 'set data_root in the config; then ')
+    assert_fails(doctor.check_data(segmentor(labels), GIVEN, 'train'), told, 'set data_root in the config; then ')
 
 
 def test_labels_from_1_on(labels: Path) -> None:
     write_labels(labels, [0, 1, 4])
-    results = doctor.check_data(segmentor(labels, reduce_zero_label=True), 'c.py', 'train')
+    results = doctor.check_data(segmentor(labels, reduce_zero_label=True), GIVEN, 'train')
     assert_fails(results, 'has the value 4, and the labels of 3 classes are 1 to 3', 'data_root')
 
 
 def test_heads_for_another_number_of_classes(coco: Path, labels: Path) -> None:
-    assert only(doctor.check_classes(detector(coco), 'c.py')) == Result(OK, '2 in the data and in 1 heads')
+    assert only(doctor.check_classes(detector(coco), GIVEN)) == Result(OK, '2 in the data and in 1 heads')
     cfg = detector(coco, num_classes=80)
     options = '--cfg-options model.bbox_head.num_classes=2'
     assert_fails(
-        doctor.check_classes(cfg, 'c.py'), 'the data have 2, and the config model.bbox_head.num_classes=80', options
+        doctor.check_classes(cfg, GIVEN), 'the data have 2, and the config model.bbox_head.num_classes=80', options
     )
     cfg = segmentor(labels)
-    assert only(doctor.check_classes(cfg, 'c.py')).status == OK
+    assert only(doctor.check_classes(cfg, GIVEN)).status == OK
     cfg.model.auxiliary_head[1].num_classes = 19
-    assert_fails(doctor.check_classes(cfg, 'c.py'), 'auxiliary_head.1', 'model.auxiliary_head.1.num_classes=3')
+    assert_fails(doctor.check_classes(cfg, GIVEN), 'auxiliary_head.1', 'model.auxiliary_head.1.num_classes=3')
 
 
 def with_checkpoint(checkpoint: object, arch: object = TINY) -> Config:
@@ -667,25 +669,25 @@ WAYS = 'c.py --cfg-options model.backbone.init_cfg.checkpoint=PATH with a copy, 
 
 
 def test_a_checkpoint_that_is_here_has_to_fit(tiny: Path) -> None:
-    result = only(doctor.check_checkpoint(with_checkpoint(tiny), 'c.py'))
+    result = only(doctor.check_checkpoint(with_checkpoint(tiny), GIVEN))
     assert result.status == OK
     assert 'is here and fits' in result.text
-    assert_fails(doctor.check_checkpoint(with_checkpoint(tiny, 'cvt-13'), 'c.py'), 'does not fit', WAYS)
+    assert_fails(doctor.check_checkpoint(with_checkpoint(tiny, 'cvt-13'), GIVEN), 'does not fit', WAYS)
     tiny.write_bytes(b'no checkpoint')
-    assert_fails(doctor.check_checkpoint(with_checkpoint(tiny), 'c.py'), 'was refused', WAYS)
-    assert_fails(doctor.check_checkpoint(with_checkpoint('nope.pth'), 'c.py'), 'neither a file nor a known name', WAYS)
+    assert_fails(doctor.check_checkpoint(with_checkpoint(tiny), GIVEN), 'was refused', WAYS)
+    assert_fails(doctor.check_checkpoint(with_checkpoint('nope.pth'), GIVEN), 'neither a file nor a known name', WAYS)
 
 
 def test_a_checkpoint_that_nobody_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     cfg = with_checkpoint('cvt-13-224x224-in1k', 'cvt-13')
-    assert_fails(doctor.check_checkpoint(cfg, 'c.py'), 'HF_HUB_OFFLINE forbids', WAYS)
+    assert_fails(doctor.check_checkpoint(cfg, GIVEN), 'HF_HUB_OFFLINE forbids', WAYS)
 
 
 def test_no_checkpoint_is_worth_a_note() -> None:
     cfg = Config(dict(model=dict(backbone=dict(type='CvT', init_cfg=None))))
-    assert only(doctor.check_checkpoint(cfg, 'c.py')).status == NOTE
+    assert only(doctor.check_checkpoint(cfg, GIVEN)).status == NOTE
 
 
 @pytest.mark.parametrize(('gib', 'status'), [(1, NOTE), (4, NOTE), (10, NOTE), (11, OK)])
@@ -695,7 +697,7 @@ def test_memory_that_looks_too_small_is_a_note_with_options(
     """The estimate is of 6.2 GiB."""
     monkeypatch.setattr(machine, 'available_memory', lambda: (gib * machine.GIB, 'GPU memory'))
     cfg = Config.fromfile(ROOT / DETECTION)
-    assert doctor.report([doctor.Check('memory', lambda: doctor.check_memory(cfg, 'c.py'))]) == 0
+    assert doctor.report([doctor.Check('memory', lambda: doctor.check_memory(cfg, GIVEN))]) == 0
     line, end = capsys.readouterr().out.splitlines()
     assert line.startswith(status)
     assert end == 'nothing failed'
@@ -709,11 +711,11 @@ def test_memory_that_looks_too_small_is_a_note_with_options(
 
 def test_memory_that_cannot_be_estimated_is_a_note(coco: Path) -> None:
     cfg = detector(coco)
-    result = only(doctor.check_memory(cfg, 'c.py'))
+    result = only(doctor.check_memory(cfg, GIVEN))
     assert result.status == NOTE
     assert result.text == 'not estimated: the config does not say how large its images are'
     cfg.model.data_preprocessor = dict(size=(64, 64))
-    result = only(doctor.check_memory(cfg, 'c.py'))
+    result = only(doctor.check_memory(cfg, GIVEN))
     assert result.status == NOTE
     assert result.text.startswith('not estimated: UserError: the config cannot be built: KeyError'), 'it has no type'
 
@@ -731,3 +733,24 @@ def test_a_rate_for_another_batch_is_worth_a_note(coco: Path) -> None:
 def test_a_segmentor_with_parts_of_mmdet_needs_both() -> None:
     assert doctor.scopes_of(Config.fromfile(ROOT / 'configs/mask2former_cvt13_ade20k.py')) == {'mmseg', 'mmdet'}
     assert doctor.scopes_of(Config.fromfile(ROOT / SEGMENTATION)) == {'mmseg'}
+
+
+def test_commands_carry_what_the_user_overrides() -> None:
+    given = doctor.Given('c.py', ('data_root=a b', 'x=1'))
+    assert given.command('train', 'y=2', flags='--amp') == (
+        f"{doctor.PYTHON} tools/train.py c.py --amp --cfg-options 'data_root=a b' x=1 y=2"
+    )
+    assert GIVEN.command('doctor') == f'{doctor.PYTHON} tools/doctor.py c.py'
+
+
+def test_a_config_is_looked_at_as_a_run_would_have_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it lacks a part."""
+    (tmp_path / 'c.py').write_text(f"_base_ = '{ROOT}/configs/maskrcnn_cvttiny_fpn_shapes.py'\n")
+    arguments = [str(tmp_path / 'c.py'), '--cfg-options']
+    assert doctor.main([*arguments, f'train_dataloader.dataset.data_root={tmp_path}/nowhere']) == 1
+    assert f'data root {tmp_path}/nowhere does not exist' in capsys.readouterr().out
+    assert doctor.main([*arguments, 'optim_wrapper=None']) == 1
+    assert 'the config sets no optim_wrapper, which training needs' in capsys.readouterr().out
+    assert doctor.main([*arguments, 'modle.x=1']) == 2
+    with pytest.raises(SystemExit):
+        doctor.main(['--cfg-options', 'a=1'])

@@ -122,7 +122,9 @@ def test_every_tool_runs_with_every_flag_and_again_on_the_config_that_it_kept(
     settings = load_config(str(kept))
     assert not settings.resume
     assert settings.load_from is None
-    assert settings.model.backbone.init_cfg.checkpoint == 'cvt-tiny-shapes'
+    init_cfg, given = (load_config(str(path)).model.backbone.get('init_cfg') for path in (kept, config))
+    assert (init_cfg and init_cfg.checkpoint) == (given and given.checkpoint)
+    checkpoint = sorted(path.name for path in work_dir.glob('*_[0-9].pth') if 'best' not in path.name)[-1]
     assert [type_name(hook) for hook in settings.custom_hooks] == ['Float32OperatorsHook', 'EMAHook']
 
     # Evaluation, twice with files and pictures, and without: the config that it keeps does not write them again.
@@ -132,7 +134,7 @@ def test_every_tool_runs_with_every_flag_and_again_on_the_config_that_it_kept(
         tool('test', given, *arguments, '--out', out, '--show-dir', tmp_path / 'shown')
         assert out.exists()
     assert 'Dump' not in (tmp_path / 'test' / config.name).read_text()
-    assert len(list((tmp_path / 'shown').rglob('*.[jp][pn]g'))) == 2
+    assert len(list((tmp_path / 'shown').glob('*.png'))) == 2
 
     images = shapes / 'images/validation'
     tool('predict', kept, work_dir / checkpoint, images, '--out', tmp_path / 'predictions')

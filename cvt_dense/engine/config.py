@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.config.lazy import LazyObject
 from mmengine.runner import Runner
 
 from .. import cli
@@ -57,6 +61,7 @@ def load_config(
         raise UserError(f'config {path} cannot be read: {type(error).__name__}: {reason(error)}') from error
     for name in [name for name, value in cfg.items() if isinstance(value, (FunctionType, ModuleType))]:
         cfg.pop(name)  # no setting, and nothing that can be written down; new-style configs may have them
+    _restore_classes(cfg)
     if not cfg.get('model'):
         raise UserError(f'config {path} is not a runnable one: it sets no model')
     cfg.default_scope = cfg.get('default_scope') or _scope_of(cfg.model)
@@ -83,6 +88,25 @@ def _check_override_paths(cfg: Config, options: Mapping[str, Any]) -> None:
         key = option.split('.')[0]
         if key not in known:
             raise UserError(f'--cfg-options {option}: neither the config nor the Runner has a setting {key!r}')
+
+
+def _restore_classes(node: Any) -> None:
+    """Make classes and functions of ``type`` entries that are import paths, as new-style configs are dumped.
+
+    Registries find such a path, but not all that toolkits build is in a registry (``mmcv.ops.nms``, ``RoIAlign``).
+    """
+    if isinstance(node, (list, tuple)):
+        for entry in node:
+            _restore_classes(entry)
+    elif isinstance(node, (dict, Config)):
+        kind = node.get('type')
+        module, _, name = kind.rpartition('.') if isinstance(kind, str) else ('', '', '')
+        if module and '.' in module and find_spec(module.partition('.')[0]):
+            with suppress(ImportError):  # the registry says what is wrong with it
+                if hasattr(import_module(module), name):
+                    node['type'] = LazyObject(module, name)
+        for entry in node.values():
+            _restore_classes(entry)
 
 
 def _scope_of(model: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from mmengine.dist import get_rank
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
@@ -67,8 +68,12 @@ def in_one_line(runner: Runner, what: str) -> Iterator[None]:
             raise UserError(f'{lost}; {way_on(runner.work_dir)}') from error
         where = f'{what} fails at iteration {runner.iter + 1}' if what == 'training' else f'{what} fails'
         if _is_out_of_memory(error):
-            raise UserError(f'{where}: no memory ({reason(error)}): {_SMALLER}{_keep_trace(error)}') from error
-        raise UserError(f'{where}{_module(error, runner.model)}: {describe(error)}{_keep_trace(error)}') from error
+            raise UserError(
+                f'{where}: no memory ({reason(error)}): {_SMALLER}{_keep_trace(error, runner.log_dir)}'
+            ) from error
+        raise UserError(
+            f'{where}{_module(error, runner.model)}: {describe(error)}{_keep_trace(error, runner.log_dir)}'
+        ) from error
 
 
 def lost_process(error: BaseException) -> str | None:
@@ -135,11 +140,20 @@ def _shape(tensor: torch.Tensor) -> str:
     return 'x'.join(map(str, tensor.shape)) or 'a scalar'
 
 
-def _keep_trace(error: Exception) -> str:
-    """Write an error's stack trace to the run's log file; returns where it is, as the end of a message."""
+def _keep_trace(error: Exception, log_dir: str | None = None) -> str:
+    """Write an error's stack trace to the run's log file; returns where it is, as the end of a message.
+
+    Only the first process has a log file: another one gets one for this, in the folder of the run's logs.
+    """
+    trace = ''.join(traceback.format_exception(error))
     logger = MMLogger.get_current_instance()
     files = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
     for file in files:
-        trace = ''.join(traceback.format_exception(error))
         file.emit(logging.LogRecord(logger.name, logging.ERROR, __file__, 0, trace, None, None))
-    return f'; the stack trace is in {files[0].baseFilename}' if files else ''
+    if files:
+        return f'; the stack trace is in {files[0].baseFilename}'
+    if log_dir is None:
+        return ''
+    path = Path(log_dir, f'rank_{get_rank()}.log')
+    path.write_text(trace)
+    return f'; the stack trace is in {path}'

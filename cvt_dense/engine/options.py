@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from ..errors import UserError
 from ..registry import type_name
-from .config import add_hook, hooks_of, load_config
+from .config import add_hook, load_config
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,18 +96,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Let a test run write pictures of ground truth and predictions, side by side, into a folder."""
-    hook = 'DetVisualizationHook' if cfg.default_scope == 'mmdet' else 'SegVisualizationHook'
-    hooks = hooks_of(cfg)
-    hooks.visualization = ConfigDict(hooks.get('visualization') or dict(type=hook))
-    hooks.visualization.update(draw=True, interval=1)
-    if cfg.default_scope == 'mmdet':
-        # mmdet joins this to the run's own folder below the work directory, unless it is absolute.
-        hooks.visualization.test_out_dir = str(Path(folder).absolute())
-    else:
-        visualizer = cfg.get('visualizer') or dict(
-            type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
-        )
-        cfg.visualizer = ConfigDict(visualizer, save_dir=folder)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), ConfigDict(type='PicturesHook', folder=folder)]
 
 
 def dump_predictions(cfg: Config, out: str) -> None:

@@ -132,6 +132,11 @@ class ResumableBatchSampler(Sampler):
     def __len__(self) -> int:
         return len(self.batches)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == 'batches':  # not there yet, while being unpickled
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
 
 @LOOPS.register_module()
 class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):

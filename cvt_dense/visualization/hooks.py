@@ -116,6 +116,48 @@ class SamplesHook(Hook):
         self._seen += len(outputs)
 
 
+@HOOKS.register_module()
+class PicturesHook(Hook):
+    """Writes a picture of the ground truth and the prediction of each image that is tested, in every process.
+
+    The toolkits' own hooks write those of the first process alone.
+
+    Args:
+        folder: For a PNG file of each image, named as that is below the data set's folder of images.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._painter: Painter | None = None
+        self._images = Path()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Learn the classes' names and colours, and where the images are."""
+        from .painter import Painter
+
+        dataset = runner.test_dataloader.dataset
+        prefix = getattr(dataset, 'data_prefix', {})
+        self._images = Path(prefix.get('img') or prefix.get('img_path') or '')
+        meta = dataset.metainfo
+        self._painter = Painter(meta.get('classes') or (), meta.get('palette'))
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[BaseDataElement] | None = None
+    ) -> None:
+        """Draw a batch."""
+        from .painter import write_image
+        from .samples import draw_sample
+
+        for sample in outputs:
+            path = Path(sample.img_path)
+            is_below = self._images.name and path.is_relative_to(self._images)
+            name = path.relative_to(self._images) if is_below else Path(path.name)
+            with _warning_of_failure(f'a picture of {path}', runner.logger):
+                write_image(self.folder / name.with_suffix('.png'), draw_sample(sample, self._painter))
+
+
 def _draw_sample(runner: Runner, sample: BaseDataElement, painter: Painter) -> None:
     from .painter import write_image
     from .samples import draw_sample

@@ -101,20 +101,11 @@ def evaluation(scope: str, evaluator: Any) -> Config:
     )
 
 
-def test_pictures_of_detection_go_to_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    cfg = evaluation('mmdet', dict())
+@pytest.mark.parametrize('hooks', [None, [dict(type='EMAHook')]])
+def test_pictures_go_to_the_folder(hooks: list[dict[str, Any]] | None) -> None:
+    cfg = Config(dict(default_scope='mmseg', custom_hooks=hooks))
     options.draw_predictions(cfg, 'pictures')
-    hook = cfg.default_hooks.visualization
-    assert (hook.draw, hook.interval, hook.test_out_dir) == (True, 1, str(tmp_path / 'pictures'))
-
-
-def test_pictures_of_segmentation_go_to_the_folder() -> None:
-    cfg = evaluation('mmseg', dict())
-    options.draw_predictions(cfg, 'pictures')
-    hook = cfg.default_hooks.visualization
-    assert (hook.draw, hook.interval, cfg.visualizer.save_dir) == (True, 1, 'pictures')
-    assert 'test_out_dir' not in hook
+    assert cfg.custom_hooks == [*(hooks or []), dict(type='PicturesHook', folder='pictures')]
 
 
 @pytest.mark.parametrize('evaluator', [dict(type='CocoMetric'), [dict(type='CocoMetric')]])

@@ -1,23 +1,26 @@
 from __future__ import annotations
 
+import copy
 import pickle
+import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dataset import Compose, DefaultSampler, InfiniteSampler
 from mmengine.fileio import get_file_backend
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from mmengine.runner import Runner
-from small_regression import Regressor, config
+from small_regression import AddNoise, Numbers, Regressor, config
 
 from cvt_dense.checkpoints.unpickling import mmengine_types
 from cvt_dense.engine.checkpoint_files import AtomicLocalBackend
 from cvt_dense.engine.randomness import SeededIndex, derived_seed, seed_everything
-from cvt_dense.engine.resume import ResumableBatchSampler, make_resumable
+from cvt_dense.engine.resume import ResumableBatchSampler, SeededDataset, make_resumable
 
 
 class Interrupted(Exception):
@@ -42,6 +45,55 @@ def train(cfg: Config, resume_from: Path | None = None, die_at: int | None = Non
     with mmengine_types():  # as the tools read checkpoints; upstream's mmengine cannot on its own
         runner.train()
     return runner.model.state_dict(), Regressor.seen
+
+
+@TRANSFORMS.register_module()
+class Negative:
+    """What a later pipeline does."""
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        return dict(inputs=-AddNoise()(results)['inputs'])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_hook_that_switches_the_pipeline_switches_it(tmp_path: Path, workers: int) -> None:
+    """mmdet's for RTMDet, which sets it on the data set; data loaders' workers live on between epochs."""
+    cfg = config(tmp_path, by_epoch=True, workers=workers)
+    cfg.custom_hooks = [dict(type='mmdet.PipelineSwitchHook', switch_epoch=1, switch_pipeline=[dict(type='Negative')])]
+    _, seen = train(cfg)
+    first, later = seen[:6], seen[6:]
+    assert min(min(batch) for batch in first) == 0
+    assert max(max(batch) for batch in later) == 0
+    assert min(min(batch) for batch in later) == -16
+
+
+def test_hooks_of_the_toolkits_set_nothing_else_on_data_sets_and_samplers() -> None:
+    """What they set or call there has to reach through ours; a new one is looked at, and this list is extended."""
+    packages = ('mmengine.hooks', 'mmdet.engine.hooks', 'mmseg.engine.hooks')
+    folders = [Path(find_spec(name).origin).parent for name in packages]
+    text = '\n'.join(path.read_text() for folder in folders for path in sorted(folder.glob('*.py')))
+    setting = set(re.findall(r'(?:loader|dataset|sampler)\.(\w+) = ', text))
+    calling = set(re.findall(r'(?:loader|dataset|sampler)\.([a-z]\w+)\(', text))
+    assert setting - {'_iterator', '_DataLoader__initialized'} == {'pipeline'}
+    assert calling == {'set_epoch', 'update_skip_type_keys'}
+
+
+def test_what_is_asked_of_and_set_on_a_wrapped_data_set_reaches_it(tmp_path: Path) -> None:
+    @DATASETS.register_module(force=True)
+    class Mixed(Numbers):
+        def update_skip_type_keys(self, keys: list[str]) -> None:
+            self.skipped = keys
+
+    dataset = SeededDataset(dict(type='Mixed', pipeline=[dict(type='AddNoise')]))
+    dataset.update_skip_type_keys(['Mosaic'])
+    dataset.pipeline = Compose([Negative()])
+    assert dataset.dataset.skipped == dataset.skipped == ['Mosaic']
+    assert dataset[SeededIndex(3, 0)]['inputs'][0] == -3
+    copied = pickle.loads(pickle.dumps(SeededDataset(dict(type='Numbers', pipeline=[]))))
+    assert len(copied) == 17
+    sampler = ResumableBatchSampler(InfiniteSampler(copied), 4, drop_last=True)
+    assert sampler.drop_last is True
+    assert copy.copy(sampler).batch_size == 4
 
 
 @pytest.mark.parametrize(

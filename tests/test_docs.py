@@ -18,7 +18,7 @@ import mmdet.models  # noqa: F401  registers what its configs name
 import mmseg.models  # noqa: F401  likewise
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from paths import ROOT
 
@@ -53,6 +53,36 @@ def test_what_watching_a_run_can_be_set_to_is_there_to_be_set() -> None:
     HOOKS.build(cfg.default_hooks.samples | samples)
     (block,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     assert len([HOOKS.build(hook) for hook in Config.fromstring(block, '.py').custom_hooks]) == 2
+
+
+#: Settings that pages name in backquotes: with a dotted path, or what mmengine looks up in the config as a whole.
+SETTINGS = sorted(
+    {
+        (path.name, span)
+        for path in (ROOT / 'docs').glob('*.md')
+        for span in re.findall(r'`([^`\n]+)`', path.read_text())
+        if all(re.fullmatch(r'(?:[a-z_]+\.[\w.]+|sync_bn|compile)=\S+', part) for part in span.split())
+    }
+)
+
+
+@pytest.mark.parametrize(('page', 'span'), SETTINGS)
+def test_settings_in_the_text_can_be_set(page: str, span: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    options = parser.parse_args(['--cfg-options', *(part.replace('"', '') for part in span.split())]).cfg_options
+    name = 'upernet_cvt13_ade20k' if 'mIoU' in span else 'maskrcnn_cvt13_fpn_coco'
+    cfg = load_config(ROOT / f'configs/{name}.py', options)
+    for key in options:
+        node: Any = cfg
+        for part in key.split('.'):
+            assert part in node, f'{page}: {key} leads nowhere'
+            node = node[part]
+
+
+def test_the_pages_name_settings() -> None:
+    assert len(SETTINGS) > 12
+    assert any('sync_bn=torch' in span for _, span in SETTINGS)
 
 
 def configs(package: str) -> Path:

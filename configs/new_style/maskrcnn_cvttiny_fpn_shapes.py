@@ -1,7 +1,5 @@
 # The demo's Mask R-CNN in mmengine's new style, a pure Python config: types are classes and no default scope is set.
-# Everything that tools do with the other configs works with such ones too. Data: tools/make_shapes.py, at $SHAPES_ROOT.
-import os
-
+# Everything that tools do with the other configs works with such ones too.
 from mmcv.ops import RoIAlign, nms
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import AspectRatioBatchSampler, CocoDataset
@@ -111,9 +109,8 @@ model = dict(
     ),
 )
 
-data_root = os.environ.get('SHAPES_ROOT', 'data/shapes')
-del os  # only settings are left in a config
-data_hint = 'make it: python tools/make_shapes.py --out data/shapes, or say where it is: SHAPES_ROOT=DIR'
+data_root = 'data/shapes'
+data_hint = 'make it: python tools/make_shapes.py --out data/shapes'
 metainfo = dict(
     classes=('ellipse', 'rectangle', 'triangle', 'star', 'ring'),
     palette=[(60, 150, 255), (255, 160, 40), (70, 210, 110), (245, 80, 150), (170, 110, 255)],

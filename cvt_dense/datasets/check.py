@@ -23,6 +23,7 @@ from mmengine.utils import import_modules_from_strings
 from ..errors import UserError, reason
 from ..registry import type_name
 from .coco_file import Use, check_annotations, read_annotations
+from .loaders import check_loader
 from .reading import CheckedAnnotations, CheckedImage, check_while_reading
 
 SAMPLE = 20  # images of each data set that are opened
@@ -249,7 +250,7 @@ def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
     for split in splits:
         try:
             with watch_loading(may_skip=split == 'train') as watched:
-                getattr(runner, f'{split}_loop')
+                check_loader(getattr(runner, f'{split}_loop'), split)
         except BUILD_ERRORS as error:
             raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error
         for dataset in watched.datasets:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -24,7 +26,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in datasets_in(loader.dataset if loader else None):
-            for what, path in needed_files(dataset).items():
+            for what, path in needed_files(dataset):
                 if not path.exists():
                     raise UserError(f'{what} {path} does not exist; {hint}')
                 if path.is_dir() and next(path.iterdir(), None) is None:
@@ -43,11 +45,16 @@ def datasets_in(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
         yield from datasets_in(entry)
 
 
-def needed_files(dataset: ConfigDict) -> dict[str, Path]:
-    """What a dataset reads, by what it is, outermost first."""
-    root = Path(dataset.get('data_root') or '')
-    needed = {'data root': root}
-    if dataset.get('ann_file'):
-        needed['annotation file'] = root / dataset.ann_file
-    folders = {f'{kind} folder': root / path for kind, path in dataset.get('data_prefix', {}).items() if path}
-    return needed | folders
+def needed_files(dataset: ConfigDict) -> list[tuple[str, Path]]:
+    """What a dataset reads on this machine: what each is, and where, outermost first.
+
+    What is elsewhere (``s3://…``, or by a backend of its own) is for mmengine to find.
+    """
+    root = str(dataset.get('data_root') or '')
+    entries: list[tuple[str, Any]] = [('data root', ''), ('annotation file', dataset.get('ann_file'))]
+    for kind, given in (dataset.get('data_prefix') or {}).items():
+        entries += [(f'{kind} folder', path) for path in (given if isinstance(given, (list, tuple)) else [given])]
+    if (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
+        return []
+    joined = [(what, os.path.join(root, str(path))) for what, path in entries if path or what == 'data root']
+    return [(what, Path(path)) for what, path in joined if '://' not in path]

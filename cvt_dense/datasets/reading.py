@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..errors import UserError, reason
 
@@ -30,11 +30,24 @@ def check_while_reading(dataset: BaseDataset, may_skip: bool = False) -> None:
             for one that cannot be read, and a line says so.
     """
     steps = dataset.pipeline.transforms
+    _check_zero_label(dataset, steps)
     for index, step in enumerate(steps):
         if isinstance(step, LoadImageFromFile):
             steps[index] = CheckedImage(step, may_skip and step.ignore_empty)
         elif isinstance(step, LoadAnnotations):
             steps[index] = CheckedAnnotations(step, Labels(dataset) if hasattr(dataset, 'reduce_zero_label') else None)
+
+
+def _check_zero_label(dataset: BaseDataset, steps: Sequence[Any]) -> None:
+    """Refuse a pipeline that takes the label 0 otherwise than its data set: mmseg asserts it at the first label map."""
+    of_dataset = getattr(dataset, 'reduce_zero_label', None)
+    for step in steps:
+        of_step = getattr(step, 'reduce_zero_label', None)
+        if of_dataset is not None and of_step is not None and bool(of_step) != bool(of_dataset):
+            raise UserError(
+                f'reduce_zero_label is {of_step} in {type(step).__name__} of the pipeline and {of_dataset} in '
+                f'{type(dataset).__name__}: set it in the data set alone, and leave it out of the pipeline'
+            )
 
 
 class CheckedImage:
@@ -69,12 +82,23 @@ class CheckedImage:
         height, width = loaded['ori_shape']
         expected = results.get('height', height), results.get('width', width)
         if expected != (height, width):
-            turned = ', turned as its EXIF orientation says' if expected == (width, height) else ''
+            turned = ', turned as its EXIF orientation says' if _is_turned(path) else ''
             raise UserError(
                 f'image {path} is {width}x{height}{turned}; in the annotation file its width is {expected[1]}, its '
-                f'height {expected[0]}'
+                f'height {expected[0]}' + (': they are swapped' if expected == (width, height) and not turned else '')
             )
         return loaded
+
+
+def _is_turned(path: str) -> bool:
+    """Whether an image's EXIF orientation swaps its sides."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # not a file that Pillow reads
+        return False
 
 
 def is_cut_jpeg(content: bytes) -> bool:
@@ -171,4 +195,4 @@ def check_depth(path: str) -> None:
 def _unreadable(what: str, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f'{what} does not exist')
-    return UserError(f'{what} is damaged: {type(error).__name__}: {reason(error)}')
+    return UserError(f'{what} cannot be read: {type(error).__name__}: {reason(error)}')

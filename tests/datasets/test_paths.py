@@ -103,3 +103,30 @@ def test_wrapped_datasets_are_looked_into(tmp_path: Path, wrap: Callable[..., di
     with pytest.raises(UserError, match=f'data root {tmp_path}/missing does not exist'):
         data_paths.check_data(configured(wrap(good, bad)), ('train',))
     data_paths.check_data(configured(wrap(good, good)), ('train',))
+
+
+def test_a_prefix_may_be_a_list_and_need_not_be_there(tmp_path: Path) -> None:
+    for name in ('a', 'b'):
+        filled(tmp_path / name)
+    dataset = dict(data_root=str(tmp_path), data_prefix=dict(img_path=['a', 'b']))
+    data_paths.check_data(configured(dataset), ('train',))
+    dataset['data_prefix']['img_path'].append('c')
+    with pytest.raises(UserError, match=f'img_path folder {tmp_path}/c does not exist'):
+        data_paths.check_data(configured(dataset), ('train',))
+    for prefix in (None, {}, dict(img_path=None), dict(img_path='')):
+        data_paths.check_data(configured(dict(data_root=str(tmp_path), data_prefix=prefix)), ('train',))
+
+
+@pytest.mark.parametrize(
+    'dataset',
+    [
+        dict(data_root='s3://bucket/coco/', ann_file='train.json', data_prefix=dict(img='train/')),
+        dict(data_root='coco/', backend_args=dict(backend='petrel'), ann_file='train.json', data_prefix=dict(img='x')),
+        dict(data_root=None, ann_file='https://example.org/a.json', data_prefix=dict(img='s3://bucket/train')),
+    ],
+)
+def test_what_is_not_on_this_machine_is_left_to_mmengine(dataset: dict[str, Any]) -> None:
+    data_paths.check_data(configured(dataset), ('train',))
+    local = dataset | dict(data_root='/nowhere', backend_args=dict(backend='local'))
+    with pytest.raises(UserError, match='data root /nowhere does not exist'):
+        data_paths.check_data(configured(local), ('train',))

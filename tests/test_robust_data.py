@@ -142,7 +142,7 @@ BROKEN: dict[str, tuple[Callable[[Instances], object], str]] = {
     'a box of words': (lambda data: data.train['annotations'][1].update(bbox='1 2 3 4'), "[1].bbox is '1 2 3 4'"),
     'not finite': (lambda data: data.train['annotations'][1].update(area=float('nan')), 'annotations[1].area is nan'),
     'no object': (lambda data: data.train['annotations'].append(7), 'annotations[4].id is missing'),
-    'annotation ids': (lambda data: data.train['annotations'][1].update(id=0), 'annotations[1].id is 0, which another'),
+    'annotation ids': (lambda data: data.train['annotations'][1].update(id=1), 'annotations[1].id is 1, which another'),
     'image ids': (lambda data: data.train['images'][1].update(id=0), 'images[1].id is 0, which another one has'),
     'no width': (lambda data: data.train['images'][1].update(width=None), 'images[1].width is None'),
     'category ids': (lambda data: data.train['categories'][1].update(id=3), 'categories[1].id is 3, which another'),
@@ -159,23 +159,26 @@ BROKEN: dict[str, tuple[Callable[[Instances], object], str]] = {
         lambda data: [entry.update(image_id=str(entry['image_id'])) for entry in data.train['annotations']],
         'to train on (annotations skipped because their image is not listed: 4; images skipped',
     ),
-    'no mask': (lambda data: data.train['annotations'][1].pop('segmentation'), "annotation 1 has no 'segmentation'"),
-    'empty mask': (lambda data: data.train['annotations'][1].update(segmentation=[]), "1 has no 'segmentation'"),
+    'no mask': (lambda data: data.train['annotations'][1].pop('segmentation'), "annotation 2 has no 'segmentation'"),
+    'empty mask': (
+        lambda data: data.train['annotations'][1].update(segmentation=[]),
+        "annotation 2 has no 'segmentation'",
+    ),
     'a mask of words': (
         lambda data: data.train['annotations'][1].update(segmentation='x'),
         'neither a list of polygons',
     ),
     'a mask of other size': (
         lambda data: data.train['annotations'][1].update(segmentation=rle(32)),
-        'annotation 1 has a segmentation of size [32, 32], and its image is [64, 64]',
+        'annotation 2 has a segmentation of size [32, 32], and its image is [64, 64]',
     ),
     'no iscrowd for evaluation': (
         lambda data: data.content['validation']['annotations'][0].pop('iscrowd'),
-        "instances_val.json: annotation 0 lacks 'iscrowd'",
+        'instances_val.json: annotations[0].iscrowd is missing; it has to be 0 or 1',
     ),
     'two points for evaluation': (
         lambda data: data.content['validation']['annotations'][0].update(segmentation=[[1, 1, 9, 9]]),
-        'instances_val.json: annotation 0 has a polygon with fewer than three points',
+        'instances_val.json: annotation 1 has a polygon with fewer than three points',
     ),
     'missing image': (lambda data: data.image(1).unlink(), 'images/training/1.png does not exist'),
     'missing image for evaluation': (

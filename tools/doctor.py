@@ -116,7 +116,7 @@ def check_data(cfg: Config, given: Given, split: str) -> Iterator[Result]:
     loader = cfg.get(f'{split}_dataloader')
     for dataset in datasets_in(loader.dataset if loader else None):
         try:
-            yield Result(OK, inspect_dataset(build_dataset(dataset, cfg.default_scope)))
+            yield Result(OK, inspect_dataset(build_dataset(dataset, cfg.default_scope), cfg.get(f'{split}_evaluator')))
         except UserError as error:
             yield Result(FAIL, str(error), fix)
 

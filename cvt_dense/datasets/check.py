@@ -22,7 +22,7 @@ from mmengine.utils import import_modules_from_strings
 
 from ..errors import UserError, reason
 from ..registry import type_name
-from .coco_file import Use, check_annotations, read_annotations
+from .coco_file import Use, check_annotations, check_ground_truth, for_evaluation, read_annotations
 from .loaders import check_loader
 from .reading import CheckedAnnotations, CheckedImage, check_while_reading
 
@@ -41,7 +41,7 @@ class Watched:
 
 
 @contextmanager
-def watch_loading(may_skip: bool = False) -> Iterator[Watched]:
+def watch_loading(may_skip: bool = False, evaluators: Any = None) -> Iterator[Watched]:
     """Check what data sets load, as they load it: nothing is parsed twice, and no image is opened.
 
     An annotation file in COCO's format is checked, all files have to be there, and from then on the data set
@@ -50,6 +50,8 @@ def watch_loading(may_skip: bool = False) -> Iterator[Watched]:
 
     Args:
         may_skip: Skip images that cannot be read where the config allows it.
+        evaluators: Those that the config has for the data sets, if they are evaluated. By default data sets in
+            ``test_mode`` are taken to be evaluated by a ``CocoMetric``.
 
     Raises:
         UserError: If something is missing or wrong; the message names the first.
@@ -70,9 +72,10 @@ def watch_loading(may_skip: bool = False) -> Iterator[Watched]:
         parse = CocoDataset.COCOAPI
 
         def look_and_parse(dataset: CocoDataset, path: str) -> Any:
-            content = read_annotations(Path(path))
-            found = check_annotations(Path(dataset.ann_file), content, dataset.metainfo['classes'], _use(dataset))
-            watched.notes += found.notes
+            file, classes, use = Path(dataset.ann_file), dataset.metainfo['classes'], _use(dataset, evaluators)
+            content = read_annotations(Path(path), use)
+            watched.notes += check_annotations(file, content, classes, use).notes
+            watched.notes += check_ground_truth(file, content, classes, evaluators)
             coco = parse()
             coco.dataset = content
             coco.createIndex()
@@ -90,17 +93,18 @@ def watch_loading(may_skip: bool = False) -> Iterator[Watched]:
             setattr(owner, name, value)
 
 
-def _use(dataset: Any) -> Use:
-    """What a data set of mmdet reads annotations for."""
+def _use(dataset: Any, evaluators: Any) -> Use:
+    """What a data set of mmdet, and its evaluators if there are some, read annotations for."""
     loaders = [step for step in dataset.pipeline.transforms if isinstance(step, LoadAnnotations)]
     filters = {} if dataset.test_mode else dataset.filter_cfg or {}
-    return Use(
+    use = Use(
         masks=any(loader.with_mask for loader in loaders),
         rle=all(loader.poly2mask for loader in loaders),
-        evaluation=dataset.test_mode,
         skip_empty=filters.get('filter_empty_gt', False),
         min_size=filters.get('min_size', 0),
     )
+    is_evaluated = dataset.test_mode or evaluators is not None
+    return for_evaluation(use, dataset.ann_file, evaluators) if is_evaluated else use
 
 
 def _check_entries(dataset: BaseDataset, may_skip: bool) -> list[str]:
@@ -198,11 +202,12 @@ def build_dataset(settings: ConfigDict, scope: str) -> Any:
             ) from error
 
 
-def inspect_dataset(dataset: Any) -> str:
+def inspect_dataset(dataset: Any, evaluators: Any = None) -> str:
     """Check a data set: all of its entries, and a sample of its images and label maps.
 
     Args:
         dataset: As :func:`build_dataset` builds it.
+        evaluators: Those that the config has for it, as for :func:`watch_loading`.
 
     Returns:
         What was checked, in words.
@@ -211,7 +216,7 @@ def inspect_dataset(dataset: Any) -> str:
         UserError: If something is missing, unreadable or not of the classes; the message names the first.
     """
     try:
-        with watch_loading() as watched:
+        with watch_loading(evaluators=evaluators) as watched:
             dataset.full_init()
     except BUILD_ERRORS as error:
         raise UserError(
@@ -249,7 +254,8 @@ def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
     """
     for split in splits:
         try:
-            with watch_loading(may_skip=split == 'train') as watched:
+            evaluators = runner.cfg.get(f'{split}_evaluator')
+            with watch_loading(split == 'train', evaluators) as watched:
                 check_loader(getattr(runner, f'{split}_loop'), split)
         except BUILD_ERRORS as error:
             raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error

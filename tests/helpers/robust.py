@@ -132,7 +132,7 @@ class Instances:
         for number in range(count):
             picture().save(self.root / 'images' / split / f'{number}.png')
             content['images'].append(dict(id=number, file_name=f'{number}.png', width=SIDE, height=SIDE))
-            content['annotations'].append(annotation(number, number))
+            content['annotations'].append(annotation(number + 1, number))
         return content
 
     def save(self) -> None:

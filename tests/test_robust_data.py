@@ -363,7 +363,7 @@ BROKEN_MAPS: dict[str, tuple[Callable[[LabelMaps], object], str]] = {
     ),
     'missing': (lambda data: data.labels(1).unlink(), 'training/1.png does not exist'),
     'cut': (lambda data: cut(data.labels(1)), 'training/1.png cannot be read'),
-    'cut image': (lambda data: cut(data.image(1)), 'training/1.jpg is '),
+    'cut image': (lambda data: cut(data.image(1)), 'training/1.jpg '),
     'turned image': (lambda data: turned(data.image(1), 48, 64), 'training/1.png is 64x64, its image 64x48'),
     'other suffix': (
         lambda data: [data.image(number).rename(data.image(number).with_suffix('.tif')) for number in range(4)],

@@ -112,7 +112,7 @@ def segmentor() -> nn.Module:
 USES: dict[str, Callable[[nn.Module, str], None]] = {
     RESUME: lambda model, path: run_checkpoints.check_weights(model, path, resume=True),
     TEST: run_checkpoints.check_weights,
-    START: lambda model, path: run_checkpoints.check_weights(model, path, prefix='backbone.'),
+    START: lambda model, path: run_checkpoints.check_weights(model, path, whole=False),
 }
 
 

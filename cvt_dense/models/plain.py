@@ -7,6 +7,8 @@ another kind as weights. Where any of it is found, the layer has to be called as
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.modules import module as _every_module
 
@@ -62,11 +64,18 @@ def is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
         and norm.running_var is not None
         and _has_plain(norm, 'weight', 'bias')
         and _has_plain(conv, 'weight')
-        and norm._parameters['weight'].dtype == conv._parameters['weight'].dtype
+        and _held(norm, 'weight').dtype == _held(conv, 'weight').dtype
     )
 
 
 def _has_plain(module: nn.Module, *names: str) -> bool:
     """Whether parameters are there, and are dense tensors of torch itself: others compute by rules of their own."""
-    # Not as attributes, which torch.fx replaces by what stands for them in its graph.
-    return all(type(module._parameters.get(name)).__name__ in _TENSORS for name in names)
+    return all(type(_held(module, name)).__name__ in _TENSORS for name in names)
+
+
+def _held(module: nn.Module, name: str) -> Any:
+    """A parameter, or the tensor that FSDP puts in its place in a forward pass, and takes away for a backward pass.
+
+    Not by attribute, which torch.fx replaces by what stands for it in its graph.
+    """
+    return module._parameters[name] if name in module._parameters else module.__dict__.get(name)

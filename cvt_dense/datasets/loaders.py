@@ -39,7 +39,7 @@ def check_loop(split: str, loop: Any, cfg: Config) -> None:
             )
         return
     made = len(batches)
-    if made <= 1:  # mmdet's batches of like shapes may be fewer than they say
+    if made == 1:  # mmdet's batches of like shapes may be fewer than they say
         inner = getattr(batches, 'batches', batches)
         made = sum(1 for _ in inner)
     if made or (split != 'train' and not len(sampler) and len(loader.dataset)):  # another process has the images

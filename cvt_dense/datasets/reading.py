@@ -39,7 +39,7 @@ def check_while_reading(dataset: BaseDataset, may_skip: bool = False) -> None:
 
 
 def _check_zero_label(dataset: Any, step: Any) -> None:
-    """Check that a data set of mmseg and its loader agree on what 0 is; else the loader stops at the first label map."""
+    """Check that a data set of mmseg and its loader agree on what 0 is; else the loader stops at the first map."""
     own, loader = getattr(dataset, 'reduce_zero_label', None), getattr(step, 'reduce_zero_label', None)
     if type(step).__module__.startswith('mmseg') and None not in (own, loader) and bool(own) != bool(loader):
         raise UserError(

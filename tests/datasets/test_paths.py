@@ -103,3 +103,42 @@ def test_wrapped_datasets_are_looked_into(tmp_path: Path, wrap: Callable[..., di
     with pytest.raises(UserError, match=f'data root {tmp_path}/missing does not exist'):
         data_paths.check_data(configured(wrap(good, bad)), ('train',))
     data_paths.check_data(configured(wrap(good, good)), ('train',))
+
+
+def test_what_is_elsewhere_is_left_to_mmengine(tmp_path: Path) -> None:
+    data_paths.check_data(configured(segmentation(tmp_path) | dict(data_root='s3://bucket/data')), ('train',))
+    missing = segmentation(tmp_path / 'missing')
+    data_paths.check_data(configured(missing | dict(backend_args=dict(backend='petrel'))), ('train',))
+    steps = [dict(type='LoadImageFromFile', backend_args=dict(backend='petrel'))]
+    data_paths.check_data(configured(missing | dict(pipeline=steps)), ('train',))
+    with pytest.raises(UserError, match='does not exist'):
+        data_paths.check_data(configured(missing | dict(backend_args=dict(backend='local'))), ('train',))
+
+
+def test_each_of_several_folders_is_looked_for(tmp_path: Path) -> None:
+    filled(tmp_path / 'a')
+    prefix = dict(img_path=['a/', 'b/'])
+    with pytest.raises(UserError, match=f'img_path folder {tmp_path}/b does not exist'):
+        data_paths.check_data(configured(dict(data_root=str(tmp_path), data_prefix=prefix)), ('train',))
+    filled(tmp_path / 'b')
+    data_paths.check_data(configured(dict(data_root=str(tmp_path), data_prefix=prefix)), ('train',))
+
+
+def test_a_data_root_that_nothing_is_below_need_not_exist(tmp_path: Path) -> None:
+    filled(tmp_path / 'images')
+    absolute = dict(data_root='data/none', data_prefix=dict(img=str(tmp_path / 'images')))
+    data_paths.check_data(configured(absolute), ('train',))
+
+
+@pytest.mark.parametrize('value', [None, {}, dict(img=''), dict(img=None)])
+def test_folders_may_be_left_out(tmp_path: Path, value: Any) -> None:
+    filled(tmp_path / 'images')
+    data_paths.check_data(configured(dict(data_root=str(tmp_path), data_prefix=value)), ('train',))
+
+
+@pytest.mark.parametrize(
+    'wrong', [dict(data_root=['a']), dict(data_prefix='a'), dict(ann_file=1), dict(data_prefix=dict(img=1))]
+)
+def test_what_is_no_path_is_a_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match='it has to be'):
+        data_paths.check_data(configured(wrong), ('train',))

@@ -191,10 +191,10 @@ BROKEN: dict[str, tuple[Callable[[Instances], object], str]] = {
     ),
     'cut image': (
         lambda data: cut(data.image(1)),
-        'images/training/1.png cannot be read: AssertionError: failed to load',
+        'images/training/1.png is damaged: AssertionError: failed to load',
     ),
-    'empty image': (lambda data: data.image(1).write_bytes(b''), 'images/training/1.png cannot be read'),
-    'no image': (lambda data: data.image(1).write_text('hello'), 'images/training/1.png cannot be read'),
+    'empty image': (lambda data: data.image(1).write_bytes(b''), 'images/training/1.png is damaged'),
+    'no image': (lambda data: data.image(1).write_text('hello'), 'images/training/1.png is damaged'),
 }
 
 
@@ -265,7 +265,7 @@ def test_an_image_that_is_damaged_later_stops_the_run_in_a_worker_too(
     monkeypatch.setattr('cvt_dense.datasets.check.SAMPLE', 1)  # image 0 alone is opened beforehand
     cut(instances.image(1))
     outcome = detect(**{'train_dataloader.num_workers': 1})
-    outcome.assert_fails('images/training/1.png cannot be read: AssertionError: failed to load image')
+    outcome.assert_fails('images/training/1.png is damaged: AssertionError: failed to load image')
 
 
 def test_where_the_config_allows_it_another_image_is_drawn(detect: Train, instances: Instances) -> None:
@@ -273,7 +273,7 @@ def test_where_the_config_allows_it_another_image_is_drawn(detect: Train, instan
     instances.image(2).unlink()
     outcome = detect(**{'train_dataloader.dataset.pipeline.0.ignore_empty': True})
     outcome.assert_works('images that do not exist, others are drawn instead: 1')
-    assert f'another image is drawn: image {instances.image(1)} cannot be read' in outcome.log
+    assert f'another image is drawn: image {instances.image(1)} is damaged' in outcome.log
     assert '[2/2]' in outcome.log
 
 
@@ -362,7 +362,7 @@ BROKEN_MAPS: dict[str, tuple[Callable[[LabelMaps], object], str]] = {
         'validation/0.png has the value 6',
     ),
     'missing': (lambda data: data.labels(1).unlink(), 'training/1.png does not exist'),
-    'cut': (lambda data: cut(data.labels(1)), 'training/1.png cannot be read'),
+    'cut': (lambda data: cut(data.labels(1)), 'training/1.png is damaged'),
     'cut image': (lambda data: cut(data.image(1)), 'training/1.jpg '),
     'turned image': (lambda data: turned(data.image(1), 48, 64), 'training/1.png is 64x64, its image 64x48'),
     'other suffix': (

@@ -123,17 +123,17 @@ def check_data(cfg: Config, given: Given, split: str) -> Iterator[Result]:
 
 def check_classes(cfg: Config, given: Given) -> Iterator[Result]:
     """Whether the heads predict as many classes as the training data have."""
-    from cvt_dense.datasets.check import build_dataset, heads_with_classes
+    from cvt_dense.datasets.check import build_dataset
+    from cvt_dense.datasets.heads import heads_with_classes, options_for, what_is, wrong_heads
     from cvt_dense.datasets.paths import datasets_in
 
     heads = heads_with_classes(cfg)
     for dataset in datasets_in(cfg.train_dataloader.dataset):
-        classes = build_dataset(dataset, cfg.default_scope).metainfo.get('classes') or ()
-        wrong = {path: number for path, number in heads.items() if number != len(classes)}
+        metainfo = build_dataset(dataset, cfg.default_scope).metainfo
+        classes = metainfo.get('classes') or ()
+        wrong = wrong_heads(cfg, metainfo)
         if wrong:
-            message = ', '.join(f'{path}.num_classes={number}' for path, number in wrong.items())
-            options = [f'{path}.num_classes={len(classes)}' for path in wrong]
-            command = given.command('train', *options)
+            message, command = what_is(wrong), given.command('train', options_for(wrong))
             yield Result(FAIL, f'the data have {len(classes)}, and the config {message}', command)
         else:
             yield Result(OK, f'{len(classes)} in the data and in {len(heads)} heads')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
@@ -23,13 +23,25 @@ from mmengine.utils import import_modules_from_strings
 from ..errors import UserError, reason
 from ..registry import type_name
 from .coco_file import Use, check_annotations, check_ground_truth, for_evaluation, read_annotations
-from .loaders import check_loader
+from .heads import check_heads
+from .loaders import check_loop
+from .paths import has_backend, reads_elsewhere
 from .reading import CheckedAnnotations, CheckedImage, check_while_reading
 
 SAMPLE = 20  # images of each data set that are opened
 
 #: What registries, constructors and mmdet's assertions raise for wrong settings and annotations.
-BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,  # of storage's client
+    IndexError,
+    KeyError,
+    NotImplementedError,  # by storage that cannot list folders
+    OSError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass
@@ -113,7 +125,8 @@ def _check_entries(dataset: BaseDataset, may_skip: bool) -> list[str]:
     notes = _files_of_other_suffixes(dataset)
     steps = dataset.pipeline.transforms
     images = [step for step in steps if isinstance(step, LoadImageFromFile)]
-    needed = {'img_path': 'image'} if images and not getattr(dataset, 'backend_args', None) else {}
+    local = not has_backend(getattr(dataset, 'backend_args', None)) and not any(map(reads_elsewhere, steps))
+    needed = {'img_path': 'image'} if images and local else {}
     if needed and any(isinstance(step, LoadAnnotations) and step.with_seg for step in steps):
         needed['seg_map_path'] = 'label map'
     for key, what in needed.items():
@@ -226,22 +239,6 @@ def inspect_dataset(dataset: Any, evaluators: Any = None) -> str:
     return '; '.join([f'{len(dataset)} images, {opened} of them opened', *watched.notes, *notes])
 
 
-def heads_with_classes(cfg: Config) -> dict[str, int]:
-    """Every ``num_classes`` in a config's model, by the path of what has it."""
-    return dict(_walk(cfg.model, 'model'))
-
-
-def _walk(node: Any, path: str) -> Iterator[tuple[str, int]]:
-    if isinstance(node, Mapping):
-        if isinstance(node.get('num_classes'), int) and not node.get('class_agnostic'):
-            yield path, node['num_classes']
-        for key, value in node.items():
-            yield from _walk(value, f'{path}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _walk(value, f'{path}.{index}')
-
-
 def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
     """Build the data sets now, where the run would do it, and check them; the log says what they skip.
 
@@ -256,21 +253,12 @@ def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
         try:
             evaluators = runner.cfg.get(f'{split}_evaluator')
             with watch_loading(split == 'train', evaluators) as watched:
-                check_loader(getattr(runner, f'{split}_loop'), split)
+                loop = getattr(runner, f'{split}_loop')
         except BUILD_ERRORS as error:
             raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error
+        check_loop(split, loop, runner.cfg)
         for dataset in watched.datasets:
-            _check_heads(runner.cfg, len(dataset.metainfo.get('classes') or ()))
+            check_heads(runner.cfg, dataset.metainfo)
             watched.notes += read_sample(dataset)[1]
         for note in watched.notes:
             print_log(f'{split} data: {note}', logger='current', level=logging.WARNING)
-
-
-def _check_heads(cfg: Config, classes: int) -> None:
-    """Refuse heads that are for another number of classes than the data have."""
-    for path, number in heads_with_classes(cfg).items():
-        if classes and number != classes:
-            raise UserError(
-                f'the data have {classes} classes, and the config has {path}.num_classes={number}; '
-                f'--cfg-options {path}.num_classes={classes}'
-            )

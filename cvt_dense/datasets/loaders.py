@@ -1,53 +1,64 @@
-"""Loops, samplers and data loaders that do not go together: such a run would never end, or fail at its first epoch."""
+"""Whether loops end, and have something to do, with the batches that their loaders make."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mmengine.dataset import InfiniteSampler
-from mmengine.runner import IterBasedTrainLoop
-from torch.utils.data import DataLoader
+from mmengine.config import Config
+from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
 
 from ..errors import UserError
 
-#: Samplers and batch samplers of mmdet without an end, by name: mmdet may not be installed.
-_ENDLESS = ('MultiSourceSampler', 'GroupMultiSourceSampler')
+#: Samplers that never end, and those derived from them: mmengine's, and mmdet's of several data sets.
+ENDLESS = ('InfiniteSampler', 'MultiSourceSampler')
 
 
-def check_loader(loop: Any, split: str) -> None:
-    """Check that a loop and the data loader that it goes through fit.
+def check_loop(split: str, loop: Any, cfg: Config) -> None:
+    """Check that a loop ends, and that its loader has a batch for it.
 
     Args:
-        loop: A loop of mmengine, which is built.
-        split: ``'train'``, ``'val'`` or ``'test'``, for the message.
+        split: ``train``, ``val`` or ``test``.
+        loop: Of a runner.
+        cfg: The runner's config, for the options that the message names.
 
     Raises:
-        UserError: If the loop would wait for an end that the sampler does not have, or there is not one batch.
+        UserError: If it would never end, or has no batch.
     """
     loader = getattr(loop, 'dataloader', None)
-    if not isinstance(loader, DataLoader):
+    batches = getattr(loader, 'batch_sampler', None)
+    sampler = getattr(batches, 'sampler', None)
+    if sampler is None:
         return
-    sampler = _endless_sampler(loader)
-    if sampler and not isinstance(loop, IterBasedTrainLoop):
-        raise UserError(
-            f'{split}_dataloader: {sampler} has no end, and {type(loop).__name__} goes through it to the end; '
-            f'--cfg-options {split}_dataloader.sampler.type=DefaultSampler'
-            + (', or train by iterations (train_cfg.type=IterBasedTrainLoop)' if split == 'train' else '')
-        )
-    if not sampler and len(loader) == 0:
-        images, batch = len(loader.dataset), loader.batch_sampler.batch_size
-        raise UserError(
-            f'{split}_dataloader: the {images} images that are read, shared out among the processes, are not one batch '
-            f'of {batch}, and drop_last leaves out what is less; --cfg-options {split}_dataloader.drop_last=False, or '
-            f'{split}_dataloader.batch_size={max(1, images // 2)}'
-        )
+    key, name = f'{split}_dataloader', type(sampler).__name__
+    if is_endless(sampler):
+        if isinstance(loop, (EpochBasedTrainLoop, ValLoop, TestLoop)):
+            clear = '' if name == 'InfiniteSampler' else f'{key}.sampler._delete_=True '
+            raise UserError(
+                f'{split} data: {type(loop).__name__.removeprefix("Resumable")} ends with its data, and the sampler '
+                f'{name} never does; --cfg-options {clear}{key}.sampler.type=DefaultSampler'
+            )
+        return
+    made = len(batches)
+    if made == 1:  # mmdet's batches of like shapes may be fewer than they say
+        inner = getattr(batches, 'batches', batches)
+        made = sum(1 for _ in inner)
+    if made or (split != 'train' and not len(sampler) and len(loader.dataset)):  # another process has the images
+        return
+    settings = cfg.get(key) or {}
+    for where, part in (('batch_sampler.', settings.get('batch_sampler') or {}), ('', settings)):
+        if len(sampler) and part.get('drop_last'):
+            raise UserError(
+                f'{split} data: {len(sampler)} images make no batch of {loader_batch_size(loader)}, and drop_last=True '
+                f'leaves out what is not full; --cfg-options {key}.{where}drop_last=False, or a lower {key}.batch_size'
+            )
+    raise UserError(f'{split} data: the loader has no batch: {len(loader.dataset)} images, {len(sampler)} of {name}')
 
 
-def _endless_sampler(loader: DataLoader) -> str | None:
-    """The name of a loader's sampler, if that has no end."""
-    around = loader.batch_sampler
-    # Resumable runs have their own batch sampler around the config's.
-    for sampler in (loader.sampler, around, getattr(around, 'batches', None), getattr(around, 'sampler', None)):
-        if isinstance(sampler, InfiniteSampler) or type(sampler).__name__ in _ENDLESS:
-            return type(sampler).__name__
-    return None
+def is_endless(sampler: Any) -> bool:
+    """Whether a sampler goes on for ever."""
+    return any(kind.__name__ in ENDLESS for kind in type(sampler).__mro__)
+
+
+def loader_batch_size(loader: Any) -> Any:
+    """How many samples are in a batch of a loader."""
+    return getattr(loader.batch_sampler, 'batch_size', loader.batch_size)

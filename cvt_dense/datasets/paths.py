@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     hint = cfg.get('data_hint', 'set data_root in the config')
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        for dataset in datasets_in(loader.dataset if loader else None):
-            for what, path in needed_files(dataset):
+        for dataset in datasets_in(loader.get('dataset') if loader else None):
+            for what, path in ((what, path) for what, paths in needed_files(dataset).items() for path in paths):
                 if not path.exists():
                     raise UserError(f'{what} {path} does not exist; {hint}')
                 if path.is_dir() and next(path.iterdir(), None) is None:
@@ -45,16 +45,45 @@ def datasets_in(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
         yield from datasets_in(entry)
 
 
-def needed_files(dataset: ConfigDict) -> list[tuple[str, Path]]:
-    """What a dataset reads on this machine: what each is, and where, outermost first.
+def needed_files(dataset: ConfigDict) -> dict[str, list[Path]]:
+    """What a dataset reads from this machine's disks, by what it is, outermost first.
 
-    What is elsewhere (``s3://…``, or by a backend of its own) is for mmengine to find.
+    What mmengine reads from elsewhere, by the scheme of a path or by ``backend_args``, is not looked for.
+
+    Raises:
+        UserError: If something is no path.
     """
-    root = str(dataset.get('data_root') or '')
-    entries: list[tuple[str, Any]] = [('data root', ''), ('annotation file', dataset.get('ann_file'))]
-    for kind, given in (dataset.get('data_prefix') or {}).items():
-        entries += [(f'{kind} folder', path) for path in (given if isinstance(given, (list, tuple)) else [given])]
-    if (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
-        return []
-    joined = [(what, os.path.join(root, str(path))) for what, path in entries if path or what == 'data root']
-    return [(what, Path(path)) for what, path in joined if '://' not in path]
+    if has_backend(dataset.get('backend_args')) or any(map(reads_elsewhere, dataset.get('pipeline') or ())):
+        return {}
+    root, prefixes = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+    if not isinstance(root, (str, os.PathLike)):
+        raise UserError(f'data_root is {root!r}; it has to be the path of a folder')
+    if not isinstance(prefixes, Mapping):
+        raise UserError(f'data_prefix is {prefixes!r}; it has to be a dict of folders by what is in them')
+    parts = {'annotation file': _names('ann_file', dataset.get('ann_file'))}
+    parts |= {f'{kind} folder': _names(f'data_prefix.{kind}', value) for kind, value in prefixes.items()}
+    joined = {what: [os.path.join(root, name) for name in names if name] for what, names in parts.items()}
+    needed = {what: [Path(path) for path in paths if '://' not in path] for what, paths in joined.items() if paths}
+    named = [path for paths in joined.values() for path in paths]
+    if '://' in str(root) or (named and not any(path.startswith(str(root)) for path in named)):
+        return needed  # nothing is read below the root
+    return {'data root': [Path(root)], **needed}
+
+
+def _names(key: str, value: Any) -> list[str]:
+    """A path of a dataset's settings, or several; mmengine's data sets take one, others' may take lists."""
+    names = list(value) if isinstance(value, (list, tuple)) else [value or '']
+    if not all(isinstance(name, (str, os.PathLike)) for name in names):
+        raise UserError(f'{key} is {value!r}; it has to be a path')
+    return [str(name) for name in names]
+
+
+def has_backend(backend_args: Mapping[str, Any] | None) -> bool:
+    """Whether mmengine is told to read files with something other than this machine's file system."""
+    return (backend_args or {}).get('backend', 'local') not in ('local', 'disk')
+
+
+def reads_elsewhere(step: Any) -> bool:
+    """Whether a step of a pipeline, or its config, reads files that are not on this machine's disks."""
+    arguments = step.get('backend_args') if isinstance(step, Mapping) else getattr(step, 'backend_args', None)
+    return has_backend(arguments)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+from mmengine import fileio
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from PIL import ExifTags, Image
@@ -30,24 +30,23 @@ def check_while_reading(dataset: BaseDataset, may_skip: bool = False) -> None:
             for one that cannot be read, and a line says so.
     """
     steps = dataset.pipeline.transforms
-    _check_zero_label(dataset, steps)
     for index, step in enumerate(steps):
         if isinstance(step, LoadImageFromFile):
             steps[index] = CheckedImage(step, may_skip and step.ignore_empty)
         elif isinstance(step, LoadAnnotations):
+            _check_zero_label(dataset, step)
             steps[index] = CheckedAnnotations(step, Labels(dataset) if hasattr(dataset, 'reduce_zero_label') else None)
 
 
-def _check_zero_label(dataset: BaseDataset, steps: Sequence[Any]) -> None:
-    """Refuse a pipeline that takes the label 0 otherwise than its data set: mmseg asserts it at the first label map."""
-    of_dataset = getattr(dataset, 'reduce_zero_label', None)
-    for step in steps:
-        of_step = getattr(step, 'reduce_zero_label', None)
-        if of_dataset is not None and of_step is not None and bool(of_step) != bool(of_dataset):
-            raise UserError(
-                f'reduce_zero_label is {of_step} in {type(step).__name__} of the pipeline and {of_dataset} in '
-                f'{type(dataset).__name__}: set it in the data set alone, and leave it out of the pipeline'
-            )
+def _check_zero_label(dataset: Any, step: Any) -> None:
+    """Check that a data set of mmseg and its loader agree on what 0 is; else the loader stops at the first map."""
+    own, loader = getattr(dataset, 'reduce_zero_label', None), getattr(step, 'reduce_zero_label', None)
+    if type(step).__module__.startswith('mmseg') and None not in (own, loader) and bool(own) != bool(loader):
+        raise UserError(
+            f'reduce_zero_label is {own} in {type(dataset).__name__} and {loader} in the {type(step).__name__} of its '
+            f'pipeline; leave it out of {type(step).__name__}, and set it to True in {type(dataset).__name__} if 0 is '
+            '"unlabelled", to False if 0 is a class'
+        )
 
 
 class CheckedImage:
@@ -76,28 +75,39 @@ class CheckedImage:
         try:
             loaded = self.step(results)
         except Exception as error:  # decoders raise all kinds
-            raise _unreadable(f'image {path}', error) from error
-        if loaded is None or (Path(path).is_file() and is_cut_jpeg(Path(path).read_bytes())):
+            raise _unreadable(f'image {path}', error, self._content(path)) from error
+        if loaded is None or is_cut_jpeg(self._content(path)):
             raise UserError(f'image {path} is missing, empty or cut off')
         height, width = loaded['ori_shape']
         expected = results.get('height', height), results.get('width', width)
         if expected != (height, width):
-            turned = ', turned as its EXIF orientation says' if _is_turned(path) else ''
+            turned = ', turned as its EXIF orientation says' if is_turned(self._content(path)) else ''
             raise UserError(
                 f'image {path} is {width}x{height}{turned}; in the annotation file its width is {expected[1]}, its '
-                f'height {expected[0]}' + (': they are swapped' if expected == (width, height) and not turned else '')
+                f'height {expected[0]}'
             )
         return loaded
 
+    def _content(self, path: str) -> bytes:
+        return _content(path, self.step)
 
-def _is_turned(path: str) -> bool:
-    """Whether an image's EXIF orientation swaps its sides."""
+
+def _content(path: str, step: Any) -> bytes:
+    """What is in a file, from wherever a step of a pipeline reads it; nothing if it cannot be read."""
+    try:
+        return bytes(fileio.get(path, backend_args=getattr(step, 'backend_args', None)))
+    except Exception:  # clients of storage raise all kinds; the step itself has said, or will say, what it is
+        return b''
+
+
+def is_turned(content: bytes) -> bool:
+    """Whether the EXIF orientation of an image turns it by a quarter, so that its sides change places."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # not a file that Pillow reads
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 
 
@@ -165,17 +175,18 @@ class CheckedAnnotations:
         """
         path = results.get('seg_map_path')
         if self.labels and path:
-            check_depth(path)
+            check_depth(path, _content(path, self.step))
         try:
             loaded = self.step(results)
         except Exception as error:  # decoders and pycocotools raise all kinds
-            raise _unreadable(f'label map {path}' if path else f'annotation of {results["img_path"]}', error) from error
+            what = f'label map {path}' if path else f'annotation of {results["img_path"]}'
+            raise _unreadable(what, error, _content(path, self.step) if path else b'') from error
         if self.labels and path:
             self.labels.check(path, loaded['gt_seg_map'], loaded['ori_shape'])
         return loaded
 
 
-def check_depth(path: str) -> None:
+def check_depth(path: str, content: bytes) -> None:
     """Check that the values of a label map fit into 8 bits; mmseg's loader takes their remainder by 256.
 
     Raises:
@@ -184,7 +195,7 @@ def check_depth(path: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 highest = image.getextrema()[1] if image.mode[0] in 'IF' else 0
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # if it can be read, the loader says
         return
@@ -192,7 +203,23 @@ def check_depth(path: str) -> None:
         raise UserError(f'label map {path} has the value {highest}; labels go up to {UNLABELLED}')
 
 
-def _unreadable(what: str, error: Exception) -> UserError:
+def _unreadable(what: str, error: Exception, content: bytes) -> UserError:
+    """An error of reading a file; that it is damaged is said only if Pillow cannot read it either."""
     if isinstance(error, FileNotFoundError):
         return UserError(f'{what} does not exist')
-    return UserError(f'{what} cannot be read: {type(error).__name__}: {reason(error)}')
+    kind = 'is damaged' if _is_damaged(content, error) else 'cannot be read'
+    return UserError(f'{what} {kind}: {type(error).__name__}: {reason(error)}')
+
+
+def _is_damaged(content: bytes, error: Exception) -> bool:
+    if not content:  # an empty file, which decoders refuse, or one that could not be fetched
+        return not isinstance(error, (OSError, ImportError, KeyError))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            Image.open(io.BytesIO(content)).load()
+    except Image.DecompressionBombError:
+        return False
+    except (OSError, SyntaxError, ValueError):
+        return True
+    return False

@@ -105,28 +105,40 @@ def test_wrapped_datasets_are_looked_into(tmp_path: Path, wrap: Callable[..., di
     data_paths.check_data(configured(wrap(good, good)), ('train',))
 
 
-def test_a_prefix_may_be_a_list_and_need_not_be_there(tmp_path: Path) -> None:
-    for name in ('a', 'b'):
-        filled(tmp_path / name)
-    dataset = dict(data_root=str(tmp_path), data_prefix=dict(img_path=['a', 'b']))
-    data_paths.check_data(configured(dataset), ('train',))
-    dataset['data_prefix']['img_path'].append('c')
-    with pytest.raises(UserError, match=f'img_path folder {tmp_path}/c does not exist'):
-        data_paths.check_data(configured(dataset), ('train',))
-    for prefix in (None, {}, dict(img_path=None), dict(img_path='')):
+def test_what_is_elsewhere_is_left_to_mmengine(tmp_path: Path) -> None:
+    data_paths.check_data(configured(segmentation(tmp_path) | dict(data_root='s3://bucket/data')), ('train',))
+    missing = segmentation(tmp_path / 'missing')
+    data_paths.check_data(configured(missing | dict(backend_args=dict(backend='petrel'))), ('train',))
+    steps = [dict(type='LoadImageFromFile', backend_args=dict(backend='petrel'))]
+    data_paths.check_data(configured(missing | dict(pipeline=steps)), ('train',))
+    with pytest.raises(UserError, match='does not exist'):
+        data_paths.check_data(configured(missing | dict(backend_args=dict(backend='local'))), ('train',))
+
+
+def test_each_of_several_folders_is_looked_for(tmp_path: Path) -> None:
+    filled(tmp_path / 'a')
+    prefix = dict(img_path=['a/', 'b/'])
+    with pytest.raises(UserError, match=f'img_path folder {tmp_path}/b does not exist'):
         data_paths.check_data(configured(dict(data_root=str(tmp_path), data_prefix=prefix)), ('train',))
+    filled(tmp_path / 'b')
+    data_paths.check_data(configured(dict(data_root=str(tmp_path), data_prefix=prefix)), ('train',))
+
+
+def test_a_data_root_that_nothing_is_below_need_not_exist(tmp_path: Path) -> None:
+    filled(tmp_path / 'images')
+    absolute = dict(data_root='data/none', data_prefix=dict(img=str(tmp_path / 'images')))
+    data_paths.check_data(configured(absolute), ('train',))
+
+
+@pytest.mark.parametrize('value', [None, {}, dict(img=''), dict(img=None)])
+def test_folders_may_be_left_out(tmp_path: Path, value: Any) -> None:
+    filled(tmp_path / 'images')
+    data_paths.check_data(configured(dict(data_root=str(tmp_path), data_prefix=value)), ('train',))
 
 
 @pytest.mark.parametrize(
-    'dataset',
-    [
-        dict(data_root='s3://bucket/coco/', ann_file='train.json', data_prefix=dict(img='train/')),
-        dict(data_root='coco/', backend_args=dict(backend='petrel'), ann_file='train.json', data_prefix=dict(img='x')),
-        dict(data_root=None, ann_file='https://example.org/a.json', data_prefix=dict(img='s3://bucket/train')),
-    ],
+    'wrong', [dict(data_root=['a']), dict(data_prefix='a'), dict(ann_file=1), dict(data_prefix=dict(img=1))]
 )
-def test_what_is_not_on_this_machine_is_left_to_mmengine(dataset: dict[str, Any]) -> None:
-    data_paths.check_data(configured(dataset), ('train',))
-    local = dataset | dict(data_root='/nowhere', backend_args=dict(backend='local'))
-    with pytest.raises(UserError, match='data root /nowhere does not exist'):
-        data_paths.check_data(configured(local), ('train',))
+def test_what_is_no_path_is_a_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match='it has to be'):
+        data_paths.check_data(configured(wrong), ('train',))

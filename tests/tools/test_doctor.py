@@ -572,7 +572,7 @@ BREAK_COCO: dict[str, tuple[Callable[[Path], object], str]] = {
     'other names': (lambda root: write_coco(root, categories=[dict(id=3, name='Cat')]), "has no category 'cat'"),
     'no annotation': (lambda root: write_coco(root, annotations=[]), 'has no annotation of the classes cat, dog'),
     'other image': (lambda root: (root / 'train' / 'a.jpg').rename(root / 'train' / 'b.jpg'), 'a.jpg does not exist'),
-    'cut image': (lambda root: (root / 'train' / 'a.jpg').write_bytes(b'\xff\xd8\xff'), 'a.jpg cannot be read'),
+    'cut image': (lambda root: (root / 'train' / 'a.jpg').write_bytes(b'\xff\xd8\xff'), 'a.jpg is damaged'),
 }
 
 

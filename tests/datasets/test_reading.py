@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.fileio import BaseStorageBackend, register_backend
+from PIL import Image
+from robust import SIDE, picture
+
+from cvt_dense.datasets.check import build_dataset, inspect_dataset
+from cvt_dense.datasets.paths import check_data
+from cvt_dense.datasets.reading import CheckedImage, is_turned
+from cvt_dense.errors import UserError
+
+pytest.importorskip('mmseg')
+
+
+def encoded(image: Image.Image, kind: str = 'PNG', **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[274] = orientation
+    return encoded(picture(size=(48, 64)), 'JPEG', exif=exif)
+
+
+class Memory(BaseStorageBackend):
+    """Files by their addresses, mem://…; of all tests, since mmengine keeps its backends."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def get(self, filepath: str) -> bytes:
+        return self.files[str(filepath)]
+
+    def get_text(self, filepath: str, encoding: str = 'utf-8') -> str:
+        return self.files[filepath].decode(encoding)
+
+    def join_path(self, filepath: str, *filepaths: str) -> str:
+        return '/'.join([filepath, *filepaths])
+
+    def list_dir_or_file(self, dir_path: str, *_: Any, **__: Any) -> Iterator[str]:
+        return iter([path[len(dir_path) + 1 :] for path in self.files if path.startswith(dir_path + '/')])
+
+
+@pytest.fixture
+def stored() -> dict[str, bytes]:
+    """What mem:// holds."""
+    register_backend('mem', Memory, prefixes='mem', force=True)
+    Memory.files.clear()
+    return Memory.files
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+    prefix = dict(img_path='images', seg_map_path='labels')
+    names = dict(type='BaseSegDataset', img_suffix='.jpg', metainfo=dict(classes=('a', 'b')))
+    return dict(names, data_root='mem://data', data_prefix=prefix, pipeline=pipeline) | changes
+
+
+def inspect(dataset: dict[str, Any]) -> str:
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    check_data(cfg, ('train',))
+    return inspect_dataset(build_dataset(cfg.train_dataloader.dataset, 'mmseg'))
+
+
+def test_files_elsewhere_are_read_and_checked_as_those_here(stored: dict[str, bytes]) -> None:
+    stored['mem://data/images/1.jpg'] = whole = encoded(picture(), 'JPEG')
+    stored['mem://data/labels/1.png'] = encoded(Image.fromarray(np.eye(SIDE, dtype=np.uint8)))
+    assert inspect(settings()).startswith('1 images, 1 of them opened')
+    stored['mem://data/images/1.jpg'] = whole[: len(whole) // 2]
+    with pytest.raises(UserError, match=r'image mem://data/images/1.jpg is (missing, empty or cut off|damaged)'):
+        inspect(settings())
+    stored['mem://data/images/1.jpg'] = whole
+    stored['mem://data/labels/1.png'] = encoded(Image.fromarray(np.full((SIDE, SIDE), 257, np.uint16)))
+    with pytest.raises(UserError, match=r'label map mem://data/labels/1.png has the value 257'):
+        inspect(settings())
+    del stored['mem://data/labels/1.png']
+    with pytest.raises(UserError, match=r'label map mem://data/labels/1.png cannot be read: KeyError'):
+        inspect(settings())
+
+
+@pytest.mark.parametrize(('own', 'loader'), [(True, False), (False, True)])
+def test_what_0_is_has_to_be_said_alike(stored: dict[str, bytes], own: bool, loader: bool) -> None:
+    stored['mem://data/images/1.jpg'] = encoded(picture(), 'JPEG')
+    stored['mem://data/labels/1.png'] = encoded(Image.fromarray(np.ones((SIDE, SIDE), np.uint8)))
+    steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=loader)]
+    with pytest.raises(UserError, match=f'reduce_zero_label is {own} in BaseSegDataset .* leave it out of LoadAnnotat'):
+        inspect(settings(reduce_zero_label=own, pipeline=steps))
+    for value in (True, False):  # as advised
+        assert inspect(settings(reduce_zero_label=value)).startswith('1 images')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_is_named_where_it_turns_the_image(orientation: int, stored: dict[str, bytes]) -> None:
+    assert is_turned(turned(orientation)) == (orientation > 4)
+    stored['mem://1.jpg'] = turned(orientation)
+    size = (64, 48) if orientation > 4 else (48, 64)
+    step = CheckedImage(lambda results: results | dict(ori_shape=size[::-1]), may_skip=False)
+    with pytest.raises(UserError) as error:
+        step(dict(img_path='mem://1.jpg', width=size[1], height=size[0]))
+    assert ('EXIF' in str(error.value)) == (orientation > 4)
+
+
+def test_damage_is_named_where_it_was_looked_at(tmp_path: Path) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError('no such decoder')
+
+    path = tmp_path / '1.png'
+    for content, told in ((encoded(picture()), 'cannot be read'), (encoded(picture())[:99], 'is damaged')):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f'1.png {told}: RuntimeError: no such decoder'):
+            CheckedImage(fail, may_skip=False)(dict(img_path=str(path)))

@@ -224,10 +224,10 @@ def test_broken_annotations_stop_a_run_before_its_first_iteration(
 @pytest.mark.parametrize(
     ('text', 'told'),
     [
-        ('{"images": [{"id"', 'instances_train.json is damaged: Expecting'),
-        ('', 'instances_train.json is damaged'),
-        ('\0', 'instances_train.json is damaged'),
-        ('[' * 100_000, 'instances_train.json is damaged'),
+        ('{"images": [{"id"', 'instances_train.json is not valid JSON: Expecting'),
+        ('', 'instances_train.json is not valid JSON'),
+        ('\0', 'instances_train.json is not valid JSON'),
+        ('[' * 100_000, 'instances_train.json cannot be read: RecursionError'),
         ('[]', "instances_train.json is not in COCO's format: it has no list 'images'"),
         ('{"shapes": [], "imagePath": "a.jpg"}', "it has no list 'images'"),
         ('{"images": [], "annotations": {}, "categories": []}', "it has no list 'annotations'"),

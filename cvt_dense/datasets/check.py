@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from mmengine.utils import import_modules_from_strings
 
 from ..errors import UserError, reason
 from ..registry import type_name
-from .coco_file import Use, check_annotations, check_ground_truth, for_evaluation, read_annotations
+from .coco_file import GroundTruth, Use, check_annotations, for_evaluation, read_annotations
 from .heads import check_heads
 from .loaders import check_loop
 from .paths import has_backend, reads_elsewhere
@@ -46,8 +45,9 @@ BUILD_ERRORS = (
 
 @dataclass
 class Watched:
-    """Data sets that were loaded, and what was skipped in them, a line for each kind of thing."""
+    """Data sets that were loaded, what their evaluators compare with, and what was skipped, a line for each kind."""
 
+    ground_truth: GroundTruth
     datasets: list[BaseDataset] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ def watch_loading(may_skip: bool = False, evaluators: Any = None) -> Iterator[Wa
     Raises:
         UserError: If something is missing or wrong; the message names the first.
     """
-    watched = Watched()
+    watched = Watched(GroundTruth(evaluators))
     serialize = BaseDataset._serialize_data
 
     def look_and_serialize(dataset: BaseDataset) -> Any:
@@ -84,10 +84,10 @@ def watch_loading(may_skip: bool = False, evaluators: Any = None) -> Iterator[Wa
         parse = CocoDataset.COCOAPI
 
         def look_and_parse(dataset: CocoDataset, path: str) -> Any:
-            file, classes, use = Path(dataset.ann_file), dataset.metainfo['classes'], _use(dataset, evaluators)
-            content = read_annotations(Path(path), use)
+            file, classes, use = str(dataset.ann_file), dataset.metainfo['classes'], _use(dataset, evaluators)
+            content = read_annotations(path, use, file)
             watched.notes += check_annotations(file, content, classes, use).notes
-            watched.notes += check_ground_truth(file, content, classes, evaluators)
+            watched.notes += watched.ground_truth.check(file, content, classes)
             coco = parse()
             coco.dataset = content
             coco.createIndex()
@@ -256,6 +256,7 @@ def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
                 loop = getattr(runner, f'{split}_loop')
         except BUILD_ERRORS as error:
             raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error
+        watched.ground_truth.check_complete()
         check_loop(split, loop, runner.cfg)
         for dataset in watched.datasets:
             check_heads(runner.cfg, dataset.metainfo)

@@ -11,17 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from mmengine import fileio
 
 from ..errors import UserError, reason
 from ..registry import type_name
+from .masks import NUMBERS, MaskCheck, far
+from .paths import has_backend
 
 _THREE_POINTS = 6  # numbers in the least polygon
 _LARGEST_AREA = 1e10  # pycocotools leaves out what is larger
-#: How many times its larger side, of 1000 pixels at least, annotations may stick out of an image. Real ones do so by
-#: some pixels; the memory that pycocotools takes for a polygon grows with its coordinates, until it crashes.
-_FAR = 10
-_WITHOUT_COMPARING = ('DumpDetResults', 'DumpProposals', 'DumpODVGResults')  # mmdet's evaluators that write files only
 
 Entry = Mapping[str, Any]
 
@@ -83,17 +81,14 @@ def for_evaluation(use: Use, path: str, evaluators: Any) -> Use:
     """
     if evaluators is None:
         return replace(use, evaluation=True)
-    comparing = [
-        evaluator
-        for evaluator in _each(evaluators)
-        if not evaluator.get('format_only') and type_name(evaluator) not in _WITHOUT_COMPARING
-    ]
-    readers = [metric for metric in coco_metrics(evaluators) if _is_same(metric.get('ann_file'), path)]
+    metrics = coco_metrics(evaluators)  # what others need is theirs to say
+    comparing = [metric for metric in metrics if not metric.get('format_only')]
+    readers = [metric for metric in metrics if _is_same(metric.get('ann_file'), path)]
     return replace(
         use,
         masks=use.masks or any('segm' in metric.get('metric', ()) for metric in readers if metric in comparing),
         evaluation=True,
-        compared=bool(comparing),
+        compared=any(metric.get('ann_file') is None or metric in readers for metric in comparing),
         by_file=any(metric in comparing for metric in readers),
         as_text=bool(readers),
     )
@@ -103,75 +98,111 @@ def _is_same(file: str | None, other: str) -> bool:
     return file is not None and (file == other or Path(file).resolve() == Path(other).resolve())
 
 
-def check_ground_truth(path: Path, content: Entry, classes: Sequence[str], evaluators: Any) -> tuple[str, ...]:
-    """Check the files that evaluators compare with, where they are not the data set's.
+class GroundTruth:
+    """The files that the evaluators of data sets compare with, where they are not the data sets' own.
 
     Args:
-        path: The data set's file, for messages.
-        content: What is in it.
-        classes: Those of the data set.
         evaluators: As a config has them.
-
-    Returns:
-        A line for each kind of thing that is skipped in them.
-
-    Raises:
-        UserError: If one is missing, damaged or not about the data set's images and classes.
     """
-    notes: list[str] = []
-    for metric in coco_metrics(evaluators):
-        file = metric.get('ann_file')
-        if file is None or '://' in str(file) or _is_same(file, str(path)):
-            continue
-        theirs = Path(file)
-        use = for_evaluation(Use(), file, [metric])
-        if not theirs.is_file():
-            raise UserError(f"the evaluator's annotation file {theirs} does not exist; set ann_file of the evaluator")
-        truth = read_annotations(theirs, use)
-        notes += check_annotations(theirs, truth, classes, use).notes
-        listed = {image['id'] for image in truth['images']}
-        missing = [image['id'] for image in content['images'] if image['id'] not in listed]
-        if missing:
-            raise UserError(
-                f"{theirs}, the evaluator's ann_file, does not list image {missing[0]!r} of {path}; set ann_file of "
-                "the evaluator to the data set's file"
-            )
-    return tuple(notes)
+
+    def __init__(self, evaluators: Any) -> None:
+        self._metrics = [metric for metric in coco_metrics(evaluators) if metric.get('ann_file') is not None]
+        self._listed: dict[str, set[Hashable]] = {}  # images of each file
+        self._loaded: set[Hashable] = set()  # images of the data sets
+
+    def check(self, path: str, content: Entry, classes: Sequence[str]) -> list[str]:
+        """Check the files, before the evaluators open them.
+
+        Args:
+            path: A data set's file, for messages.
+            content: What is in it.
+            classes: Those of the data set.
+
+        Returns:
+            A line for each kind of thing that is skipped in them.
+
+        Raises:
+            UserError: If one is missing, cannot be read or is not about the data set's images and classes.
+        """
+        notes: list[str] = []
+        images = [image['id'] for image in content['images']]
+        self._loaded.update(images)
+        for metric in self._metrics:
+            file = str(metric['ann_file'])
+            if _is_same(file, path):
+                continue
+            if file not in self._listed:
+                notes += self._read(file, metric, classes)
+            missing = next((image for image in images if image not in self._listed[file]), None)
+            if missing is not None:
+                raise UserError(
+                    f"{file}, the evaluator's ann_file, does not list image {missing!r} of {path}; set ann_file of the "
+                    "evaluator to the data set's file"
+                )
+        return notes
+
+    def _read(self, file: str, metric: Entry, classes: Sequence[str]) -> tuple[str, ...]:
+        use, backend_args = for_evaluation(Use(), file, [metric]), metric.get('backend_args')
+        if '://' not in file and not has_backend(backend_args) and not Path(file).is_file():
+            raise UserError(f"the evaluator's annotation file {file} does not exist; set ann_file of the evaluator")
+        content = read_annotations(file, use, backend_args=backend_args)
+        notes = check_annotations(file, content, classes, use).notes
+        self._listed[file] = {image['id'] for image in content['images']}
+        return notes
+
+    def check_complete(self) -> None:
+        """Check, when all data sets are loaded, that the files list no other images than they do.
+
+        Raises:
+            UserError: If one does: nothing is predicted for those, and the AP would be too low.
+        """
+        for file, listed in self._listed.items():
+            others = listed - self._loaded
+            if others and self._loaded:
+                raise UserError(
+                    f"{file}, the evaluator's ann_file, lists {len(others)} images that the data set does not have: "
+                    "the AP would be too low; set ann_file of the evaluator to the data set's file"
+                )
 
 
-def read_annotations(path: Path, use: Use = Use()) -> dict[str, Any]:
+def read_annotations(
+    path: Path | str, use: Use = Use(), name: str | None = None, backend_args: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The content of an annotation file in COCO's format.
 
     Args:
-        path: The file.
+        path: The file, or an address that mmengine can read.
         use: What for: without comparing, as for COCO's test images, the file may have no annotations.
+        name: What messages call it, if that is another: what is elsewhere is read from a copy.
+        backend_args: Those of mmengine's file client.
 
     Raises:
-        UserError: If it is damaged, of another format or encoded as the evaluator cannot read it.
+        UserError: If it cannot be read, or is of another format or encoded as the evaluator cannot read it.
     """
+    name = name or str(path)
     try:
-        raw = path.read_bytes()
+        raw = fileio.get(str(path), backend_args=backend_args)
         content = json.loads(raw)
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {reason(error)}') from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{path} is damaged: {reason(error)}') from error
+    except json.JSONDecodeError as error:
+        raise UserError(f'{name} is not valid JSON: {reason(error)}') from error
+    except Exception as error:  # clients of storage raise all kinds
+        raise UserError(f'{name} cannot be read: {type(error).__name__}: {reason(error)}') from error
     for key in ('images', 'annotations', 'categories'):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             if key == 'annotations' and use.evaluation and key not in content:
                 if not use.compared:
                     continue
                 raise UserError(
-                    f"{path} has no list 'annotations', as files of test images, so there is nothing to evaluate; to "
+                    f"{name} has no list 'annotations', as files of test images, so there is nothing to evaluate; to "
                     'write predictions alone, set format_only=True and outfile_prefix in the evaluator'
                 )
-            raise UserError(f"{path} is not in COCO's format: it has no list {key!r}")
+            raise UserError(f"{name} is not in COCO's format: it has no list {key!r}")
     if use.evaluation and use.as_text:
-        _check_encoding(path, raw)
+        _check_encoding(name, raw)
     return content
 
 
-def _check_encoding(path: Path, raw: bytes) -> None:
+def _check_encoding(path: Path | str, raw: bytes) -> None:
     """Refuse what JSON allows and evaluators cannot read: they open the file as text of the locale's encoding."""
     encoding = json.detect_encoding(raw)
     if encoding != 'utf-8':
@@ -186,7 +217,7 @@ def _check_encoding(path: Path, raw: bytes) -> None:
         raise UserError(f'{path} is UTF-8, and the evaluator would read it as {opened_as}; set PYTHONUTF8=1')
 
 
-def check_annotations(path: Path, content: Entry, classes: Sequence[str], use: Use) -> Found:
+def check_annotations(path: Path | str, content: Entry, classes: Sequence[str], use: Use) -> Found:
     """Check an annotation file, some microseconds an entry.
 
     What mmdet skips is counted; what would be read wrongly, or stop the run later, is refused.
@@ -210,7 +241,7 @@ def check_annotations(path: Path, content: Entry, classes: Sequence[str], use: U
     annotations = _by_id(path, 'annotations', content.get('annotations', ()), _ANNOTATION | ids | more)
     skipped: Counter[str] = Counter()
     passed: Counter[str] = Counter()  # read, and neither trained on nor compared with
-    count, annotated = 0, set()
+    count, annotated, masks = 0, set(), MaskCheck(path)
     for annotation in annotations.values():
         image = images.get(annotation['image_id'])
         if image is None:
@@ -221,7 +252,7 @@ def check_annotations(path: Path, content: Entry, classes: Sequence[str], use: U
             annotated.add(image['id'])  # mmdet counts skipped ones too
             _check_box(path, annotation, image)
             fault = None if by_file else _fault(annotation, image)
-            ignored = _check_mask(path, annotation, image, use) if use.masks and not fault else None
+            ignored = _check_mask(path, annotation, image, use, masks) if use.masks and not fault else None
             if by_file and annotation['id'] == 0:
                 raise UserError(
                     f'{path} has an annotation with the id 0, which evaluation takes for "no annotation", and the AP '
@@ -237,6 +268,7 @@ def check_annotations(path: Path, content: Entry, classes: Sequence[str], use: U
                 count += 1
         else:
             passed['annotations are of other classes'] += 1
+    masks.finish()
     read = [image for image in images.values() if not use.skip_empty or image['id'] in annotated]
     large = [image for image in read if min(image['width'], image['height']) >= use.min_size]
     skipped['images skipped because they have no annotation of the classes'] = len(images) - len(read)
@@ -255,12 +287,9 @@ def some(names: Sequence[str]) -> str:
     return ', '.join(names[:5]) + (', …' if len(names) > 5 else '')
 
 
-_NUMBERS = frozenset((int, float))  # and not bool, which is a kind of int
-
-
 def _are_numbers(values: Sequence[Any]) -> bool:
     """Whether all are finite numbers: pycocotools converts words, too, and reads others as they come."""
-    return _NUMBERS.issuperset(map(type, values)) and math.isfinite(sum(values))
+    return NUMBERS.issuperset(map(type, values)) and math.isfinite(sum(values))
 
 
 def _is_whole(value: Any) -> bool:
@@ -293,11 +322,12 @@ _WHOLE: dict[str, Callable[[Any], object]] = dict(id=_is_whole)
 _REQUIRED: dict[str, Callable[[Any], object]] = dict(iscrowd=_is_flag)
 #: Fields that may be missing or null.
 _OPTIONAL = ('iscrowd', 'ignore')
+_FLAGS = (None, 0, 1)
 _HAVE_TO_BE = {_is_whole: 'evaluation needs a whole number of 64 bits', _is_flag: 'it has to be 0 or 1'}
 
 
 def _by_id(
-    path: Path, kind: str, entries: Sequence[Any], fields: Mapping[str, Callable[[Any], object]]
+    path: Path | str, kind: str, entries: Sequence[Any], fields: Mapping[str, Callable[[Any], object]]
 ) -> dict[Hashable, Entry]:
     """Entries by their ids, which all differ, each with the fields that it has to have."""
     by_id: dict[Hashable, Entry] = {}
@@ -312,7 +342,7 @@ def _by_id(
                 cure = f'; {_HAVE_TO_BE[check]}' if check in _HAVE_TO_BE else ''
                 raise UserError(f'{path}: {kind}[{number}].{field} is {value}{cure}')
         for field in _OPTIONAL:
-            if entry.get(field) is not None and not _is_flag(entry[field]):
+            if entry.get(field) not in _FLAGS:
                 raise UserError(f'{path}: {kind}[{number}].{field} is {entry[field]!r:.60}; {_HAVE_TO_BE[_is_flag]}')
         if entry['id'] in by_id:
             raise UserError(f'{path}: {kind}[{number}].id is {entry["id"]!r}, which another one has already')
@@ -320,7 +350,7 @@ def _by_id(
     return by_id
 
 
-def _check_classes(path: Path, categories: Sequence[Entry], classes: Sequence[str]) -> set[Hashable]:
+def _check_classes(path: Path | str, categories: Sequence[Entry], classes: Sequence[str]) -> set[Hashable]:
     """The ids of the categories that are classes; mmdet numbers classes in the order of the file, whatever theirs."""
     if isinstance(classes, str):
         raise UserError(
@@ -354,34 +384,19 @@ def _fault(annotation: Entry, image: Entry) -> str | None:
     return None
 
 
-def _far(image: Entry) -> float:
-    """The largest coordinate that annotations of an image may have."""
-    return _FAR * max(image['height'], image['width'], 1000)
-
-
-def _are_near(values: Sequence[Any], far: float) -> bool:
-    """Whether all are numbers that are not above a bound."""
-    return (
-        _NUMBERS.issuperset(map(type, values))
-        and -far <= min(values, default=0)
-        and max(values, default=0) <= far
-        and math.isfinite(sum(values))  # none is NaN, with which nothing compares
-    )
-
-
-def _check_box(path: Path, annotation: Entry, image: Entry) -> None:
-    far, box = _far(image), annotation['bbox']
-    if min(box) < -far or max(box) > far:
+def _check_box(path: Path | str, annotation: Entry, image: Entry) -> None:
+    limit, box = far(image['height'], image['width']), annotation['bbox']
+    if min(box) < -limit or max(box) > limit:
         raise UserError(
             f'{path}: annotation {annotation["id"]} has the box {box!r:.60}, far outside of its image, which is '
             f'{image["width"]}x{image["height"]}'
         )
 
 
-def _check_mask(path: Path, annotation: Entry, image: Entry, use: Use) -> str | None:
+def _check_mask(path: Path | str, annotation: Entry, image: Entry, use: Use, masks: MaskCheck) -> str | None:
     """Why mmdet ignores an annotation's region instead of training on it, if it does.
 
-    What is not ignored is read by pycocotools in C, which does not look: it crashes, or takes all memory.
+    What is not ignored is added to ``masks``.
     """
     name = f'{path}: annotation {annotation["id"]}'
     mask = annotation.get('segmentation')
@@ -390,68 +405,17 @@ def _check_mask(path: Path, annotation: Entry, image: Entry, use: Use) -> str | 
     compared = use.evaluation and use.compared
     if isinstance(mask, dict) and 'counts' in mask:
         size = [image['height'], image['width']]
-        if mask.get('size') != size:
+        if mask.get('size') != size or not {int}.issuperset(map(type, mask['size'])):
             raise UserError(f'{name} has a segmentation of size {mask.get("size")}, and its image is {size}')
         if not use.rle and not compared:
             return 'regions ignored because they are run-length encoded and poly2mask=False'
-        fault = _fault_of_lengths(mask['counts'], size[0] * size[1])
-        if fault:
-            raise UserError(f'{name} has a segmentation whose run lengths {fault}')
+        masks.add_lengths(annotation['id'], mask['counts'], size[0] * size[1])
         return None
     if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
         raise UserError(f'{name} has a segmentation that is neither a list of polygons nor run-length encoded')
     polygons = [polygon for polygon in mask if len(polygon) >= _THREE_POINTS and len(polygon) % 2 == 0]
     if compared and mask[:1] != polygons[:1]:
         raise UserError(f'{name} has a polygon with fewer than three points, which evaluation cannot read')
-    far = _far(image)
-    for polygon in mask if compared else polygons:
-        if not _are_near(polygon, far):
-            wrong = next((value for value in polygon if not _are_near([value], far)), polygon)
-            raise UserError(
-                f'{name} has a polygon with the coordinate {wrong!r:.40}; it has to be a number, {far:g} pixels at most'
-            )
+    limit = far(image['height'], image['width'])
+    masks.add_polygons(annotation['id'], mask if compared else polygons, limit)
     return None if polygons else 'regions ignored because none of their polygons has three points'
-
-
-def _fault_of_lengths(counts: Any, area: float) -> str | None:
-    """What is wrong with the lengths of runs in a mask of an area, if something is."""
-    if isinstance(counts, list):
-        if not all(type(count) is int and count >= 0 for count in counts):
-            return 'are not all whole numbers from 0'
-        total = sum(counts)
-    elif isinstance(counts, (str, bytes)):
-        lengths = _decode_lengths(counts)
-        if lengths is None:
-            return 'are damaged: they are not what pycocotools encodes'
-        total = int(lengths.sum())
-    else:
-        return f'are {counts!r:.40}; they have to be a list or a string'
-    return None if total == area else f'sum up to {total}, and the image has {area} pixels'
-
-
-def _decode_lengths(text: str | bytes) -> np.ndarray | None:
-    """Lengths of runs as pycocotools encodes them, int64 of shape (runs,); None if it would not encode any so.
-
-    Each is a number of base 32, least digit first, in characters from "0" whose sixth bit says that more digits come
-    and whose fifth, in the last, that it is negative; from the fourth on, the last but one is subtracted (``maskApi.c``
-    of pycocotools).
-    """
-    try:
-        digits = np.frombuffer(text.encode('ascii') if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        return None
-    if not len(digits) or digits.min() < 0 or digits.max() > 63:
-        return None
-    ends = np.flatnonzero(digits < 32)
-    if not len(ends) or ends[-1] != len(digits) - 1:
-        return None
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    sizes = ends - starts + 1
-    if sizes.max() > 7:  # 35 bits, and lengths have 32
-        return None
-    shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, sizes))
-    lengths = np.add.reduceat((digits & 31) << shifts, starts)
-    lengths -= ((digits[ends] & 16) > 0) * (1 << 5 * sizes)
-    lengths[1::2] = lengths[1::2].cumsum()
-    lengths[2::2] = lengths[2::2].cumsum()
-    return lengths if lengths.min() >= 0 else None

@@ -46,7 +46,7 @@ def wrong_heads(cfg: Config, metainfo: Mapping[str, Any]) -> dict[str, tuple[Any
         data do not name their classes.
     """
     classes = len(metainfo.get('classes') or ())
-    if not classes:
+    if not classes or cfg.model.get('tracker'):  # data sets to track in list classes that they do not load
         return {}
     things = len(metainfo['thing_classes']) if metainfo.get('thing_classes') else classes
     wrong: dict[str, tuple[Any, Any]] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..errors import UserError
+from ..errors import UserError, reason
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -27,9 +27,13 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in datasets_in(loader.get('dataset') if loader else None):
             for what, path in ((what, path) for what, paths in needed_files(dataset).items() for path in paths):
-                if not path.exists():
+                try:
+                    is_there, is_empty = path.exists(), path.is_dir() and next(path.iterdir(), None) is None
+                except OSError as error:  # permissions, names that are too long, disks that are gone
+                    raise UserError(f'{what} {path} cannot be read: {type(error).__name__}: {reason(error)}') from error
+                if not is_there:
                     raise UserError(f'{what} {path} does not exist; {hint}')
-                if path.is_dir() and next(path.iterdir(), None) is None:
+                if is_empty:
                     raise UserError(f'{what} {path} is empty; {hint}')
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -76,12 +77,15 @@ class CheckedImage:
             loaded = self.step(results)
         except Exception as error:  # decoders raise all kinds
             raise _unreadable(f'image {path}', error, self._content(path)) from error
-        if loaded is None or is_cut_jpeg(self._content(path)):
-            raise UserError(f'image {path} is missing, empty or cut off')
+        content = self._content(path)
+        if loaded is None:  # whatever the error was, with ignore_empty
+            raise UserError(f'image {path} {"is cut off" if is_cut_jpeg(content) else _fault_of(path, content)}')
+        if is_cut_jpeg(content):
+            raise UserError(f'image {path} is cut off')
         height, width = loaded['ori_shape']
         expected = results.get('height', height), results.get('width', width)
         if expected != (height, width):
-            turned = ', turned as its EXIF orientation says' if is_turned(self._content(path)) else ''
+            turned = _how_it_is_turned(content, (width, height)) if expected == (width, height) else ''
             raise UserError(
                 f'image {path} is {width}x{height}{turned}; in the annotation file its width is {expected[1]}, its '
                 f'height {expected[0]}'
@@ -100,15 +104,19 @@ def _content(path: str, step: Any) -> bytes:
         return b''
 
 
-def is_turned(content: bytes) -> bool:
-    """Whether the EXIF orientation of an image turns it by a quarter, so that its sides change places."""
+def _how_it_is_turned(content: bytes, size: tuple[int, int]) -> str:
+    """What an image's EXIF orientation has to do with its being read as of a size, (width, height)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
-                return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                is_to_be_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                was_turned = image.size != size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+        return ''
+    if not is_to_be_turned:
+        return ''
+    return ', turned as its EXIF orientation says' if was_turned else ', not turned as its EXIF orientation says'
 
 
 def is_cut_jpeg(content: bytes) -> bool:
@@ -209,6 +217,13 @@ def _unreadable(what: str, error: Exception, content: bytes) -> UserError:
         return UserError(f'{what} does not exist')
     kind = 'is damaged' if _is_damaged(content, error) else 'cannot be read'
     return UserError(f'{what} {kind}: {type(error).__name__}: {reason(error)}')
+
+
+def _fault_of(path: str, content: bytes) -> str:
+    """Why an image could not be read, of which the loader says nothing."""
+    if content:
+        return 'is damaged' if _is_damaged(content, ValueError()) else 'cannot be read'
+    return 'is empty' if os.path.isfile(path) else 'is missing or cannot be fetched'
 
 
 def _is_damaged(content: bytes, error: Exception) -> bool:

@@ -142,3 +142,17 @@ def test_folders_may_be_left_out(tmp_path: Path, value: Any) -> None:
 def test_what_is_no_path_is_a_line(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match='it has to be'):
         data_paths.check_data(configured(wrong), ('train',))
+
+
+def test_a_folder_that_may_not_be_read_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / 'images')
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(Path, 'iterdir', refuse)  # root, as which tests may run, may read all
+    with pytest.raises(UserError, match=r'data root .* cannot be read: PermissionError: .*Permission denied'):
+        data_paths.check_data(configured(dict(data_root=str(tmp_path))), ('train',))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r'annotation file a+ cannot be read: OSError'):
+        data_paths.check_data(configured(dict(ann_file='a' * 999)), ('train',))

@@ -14,7 +14,7 @@ from robust import SIDE, picture
 
 from cvt_dense.datasets.check import build_dataset, inspect_dataset
 from cvt_dense.datasets.paths import check_data
-from cvt_dense.datasets.reading import CheckedImage, is_turned
+from cvt_dense.datasets.reading import CheckedImage
 from cvt_dense.errors import UserError
 
 pytest.importorskip('mmseg')
@@ -76,7 +76,7 @@ def test_files_elsewhere_are_read_and_checked_as_those_here(stored: dict[str, by
     stored['mem://data/labels/1.png'] = encoded(Image.fromarray(np.eye(SIDE, dtype=np.uint8)))
     assert inspect(settings()).startswith('1 images, 1 of them opened')
     stored['mem://data/images/1.jpg'] = whole[: len(whole) // 2]
-    with pytest.raises(UserError, match=r'image mem://data/images/1.jpg is (missing, empty or cut off|damaged)'):
+    with pytest.raises(UserError, match=r'image mem://data/images/1.jpg is (cut off|damaged)'):
         inspect(settings())
     stored['mem://data/images/1.jpg'] = whole
     stored['mem://data/labels/1.png'] = encoded(Image.fromarray(np.full((SIDE, SIDE), 257, np.uint16)))
@@ -100,13 +100,41 @@ def test_what_0_is_has_to_be_said_alike(stored: dict[str, bytes], own: bool, loa
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_is_named_where_it_turns_the_image(orientation: int, stored: dict[str, bytes]) -> None:
-    assert is_turned(turned(orientation)) == (orientation > 4)
     stored['mem://1.jpg'] = turned(orientation)
     size = (64, 48) if orientation > 4 else (48, 64)
     step = CheckedImage(lambda results: results | dict(ori_shape=size[::-1]), may_skip=False)
     with pytest.raises(UserError) as error:
         step(dict(img_path='mem://1.jpg', width=size[1], height=size[0]))
     assert ('EXIF' in str(error.value)) == (orientation > 4)
+
+
+def test_exif_that_the_loader_does_not_obey(stored: dict[str, bytes]) -> None:
+    stored['mem://1.jpg'] = turned(6)
+    step = CheckedImage(lambda results: results | dict(ori_shape=(64, 48)), may_skip=False)
+    with pytest.raises(UserError, match='is 48x64, not turned as its EXIF orientation says; in the annotation'):
+        step(dict(img_path='mem://1.jpg', width=64, height=48))
+    with pytest.raises(UserError, match='is 48x64; in the annotation'):  # which no turn explains
+        step(dict(img_path='mem://1.jpg', width=64, height=47))
+
+
+@pytest.mark.parametrize(
+    ('content', 'told'),
+    [
+        (None, 'is missing or cannot be fetched'),
+        (b'', 'is empty'),
+        (b'hello', 'is damaged'),
+        (encoded(picture(), 'JPEG')[:999], 'is cut off'),
+        (encoded(picture()), 'cannot be read'),
+    ],
+    ids=['missing', 'empty', 'text', 'cut', 'whole'],
+)
+def test_what_a_loader_keeps_to_itself_is_looked_at(content: bytes | None, told: str, tmp_path: Path) -> None:
+    """With ``ignore_empty`` mmcv's loader returns None, whatever the error."""
+    path = tmp_path / '1.jpg'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f'1.jpg {told}$'):
+        CheckedImage(lambda _: None, may_skip=False)(dict(img_path=str(path)))
 
 
 def test_damage_is_named_where_it_was_looked_at(tmp_path: Path) -> None:

@@ -566,7 +566,7 @@ BREAK_COCO: dict[str, tuple[Callable[[Path], object], str]] = {
     'no images': (lambda root: (root / 'train' / 'a.jpg').unlink(), 'train is empty'),
     'no JSON': (
         lambda root: (root / 'train.json').write_text('{"images": ['),
-        'train.json is damaged: Expecting value',
+        'train.json is not valid JSON: Expecting value',
     ),
     'no COCO': (lambda root: (root / 'train.json').write_text('[]'), "is not in COCO's format"),
     'other names': (lambda root: write_coco(root, categories=[dict(id=3, name='Cat')]), "has no category 'cat'"),

@@ -241,6 +241,38 @@ def test_a_file_that_is_not_in_cocos_format(
     assert told in refused(DETECTION)
 
 
+def test_predictions_are_written_for_images_without_annotations(
+    run: Run,  # noqa: F811
+    instances: Instances,
+    detect: Train,
+    tmp_path: Path,
+) -> None:
+    """As for COCO's test-dev: the line says how, and it works."""
+    detect(**{'train_cfg.val_interval': 9}).assert_works()
+    del instances.content['validation']['annotations']
+    instances.save()
+
+    def test(**options: object) -> Outcome:
+        return run('test', DETECTION, tmp_path / 'run/epoch_1.pth', **(QUICK_DETECTION | options))
+
+    test().assert_fails("has no list 'annotations'", 'set format_only=True and outfile_prefix in the evaluator')
+    prefix = tmp_path / 'out/predictions'
+    prefix.parent.mkdir()
+    outcome = test(**{'test_evaluator.format_only': True, 'test_evaluator.outfile_prefix': prefix})
+    assert outcome.code == 0, outcome.log
+    assert isinstance(json.loads((tmp_path / 'out/predictions.bbox.json').read_text()), list)
+
+
+def test_an_evaluator_that_compares_with_another_file(detect: Train, instances: Instances) -> None:
+    other = instances.root / 'other.json'
+    content = json.loads(json.dumps(instances.content['validation']))
+    other.write_text(json.dumps(content))
+    detect(**{'val_evaluator.ann_file': other}).assert_works()
+    content['images'].append(content['images'][0] | dict(id=99))
+    other.write_text(json.dumps(content))
+    detect(**{'val_evaluator.ann_file': other}).assert_fails(f"{other}, the evaluator's ann_file, lists 1 images that")
+
+
 def test_classes_that_the_file_does_not_have(detect: Train) -> None:
     classes = "('ellipse','rectangle','triangle','star','circle')"
     outcome = detect(**{'train_dataloader.dataset.metainfo.classes': classes})

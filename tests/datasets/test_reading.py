@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import json
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +13,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.fileio import BaseStorageBackend, register_backend
 from PIL import Image
-from robust import SIDE, picture
+from robust import SIDE, annotation, picture
 
 from cvt_dense.datasets.check import build_dataset, inspect_dataset
 from cvt_dense.datasets.paths import check_data
@@ -42,6 +45,12 @@ class Memory(BaseStorageBackend):
 
     def get_text(self, filepath: str, encoding: str = 'utf-8') -> str:
         return self.files[filepath].decode(encoding)
+
+    @contextmanager
+    def get_local_path(self, filepath: str) -> Iterator[str]:
+        with tempfile.NamedTemporaryFile() as copy:
+            Path(copy.name).write_bytes(self.get(filepath))
+            yield copy.name
 
     def join_path(self, filepath: str, *filepaths: str) -> str:
         return '/'.join([filepath, *filepaths])
@@ -85,6 +94,27 @@ def test_files_elsewhere_are_read_and_checked_as_those_here(stored: dict[str, by
     del stored['mem://data/labels/1.png']
     with pytest.raises(UserError, match=r'label map mem://data/labels/1.png cannot be read: KeyError'):
         inspect(settings())
+
+
+def test_an_annotation_file_elsewhere_is_called_by_its_address(stored: dict[str, bytes]) -> None:
+    pytest.importorskip('mmdet')
+    image = dict(id=1, file_name='1.png', width=SIDE, height=SIDE)
+    content = dict(images=[image], annotations=[annotation(1, 1)], categories=[dict(id=13, name='a')])
+    stored['mem://data/a.json'] = json.dumps(content).encode()
+    stored['mem://data/images/1.png'] = encoded(picture())
+    names = dict(type='mmdet.CocoDataset', ann_file='a.json', metainfo=dict(classes=('a',)))
+    coco = names | dict(
+        data_root='mem://data', data_prefix=dict(img='images'), pipeline=[dict(type='LoadImageFromFile')]
+    )
+    assert inspect(coco) == '1 images, 1 of them opened'
+    for broken, told in (
+        (b'{', 'is not valid JSON'),
+        (b'{}', "is not in COCO's format"),
+        (json.dumps(content | dict(images=[image | dict(width=0)])).encode(), r'images\[0\].width is 0'),
+    ):
+        stored['mem://data/a.json'] = broken
+        with pytest.raises(UserError, match=f'^mem://data/a.json:? {told}'):
+            inspect(coco)
 
 
 @pytest.mark.parametrize(('own', 'loader'), [(True, False), (False, True)])

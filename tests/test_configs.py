@@ -21,6 +21,7 @@ from paths import ROOT
 from torch import nn
 
 from cvt_dense.engine.launch import use_batchnorm_without_gpu
+from cvt_dense.registry import type_name
 
 CONFIGS = ROOT / 'configs'
 DETECTION = [
@@ -50,7 +51,8 @@ COMPARISON = [
     for net in ('cvt', 'swin', 'resnet')
     for task in (f'maskrcnn_{net}small_nuclei', f'upernet_{net}small_camvid')
 ]
-ALL_DETECTION = [*DETECTION, OWN_DATA[0], DEMO[0], DEMO[2], *COMPARISON[::2]]
+NEW_STYLE = ['new_style/maskrcnn_cvttiny_fpn_shapes']  # of mmengine: types are classes
+ALL_DETECTION = [*DETECTION, OWN_DATA[0], DEMO[0], DEMO[2], *COMPARISON[::2], *NEW_STYLE]
 ALL_SEGMENTATION = [*SEGMENTATION, OWN_DATA[1], DEMO[1], *COMPARISON[1::2]]
 HEIGHT, WIDTH = 64, 96
 MODEL_INDEX = {model['Name']: model for model in yaml.safe_load((CONFIGS / 'metafile.yml').read_text())['Models']}
@@ -233,9 +235,9 @@ def test_norms_biases_and_the_cls_token_are_not_decayed(name: str) -> None:
 def test_every_run_can_be_watched(name: str) -> None:
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     hooks = cfg.default_hooks
-    assert (hooks.curves.type, hooks.samples.type) == ('CurvesHook', 'SamplesHook')
-    assert hooks.checkpoint.save_best == ('coco/bbox_mAP' if cfg.default_scope == 'mmdet' else 'mIoU')
-    if cfg.default_scope == 'mmdet':
+    assert (type_name(hooks.curves), type_name(hooks.samples)) == ('CurvesHook', 'SamplesHook')
+    assert hooks.checkpoint.save_best == ('coco/bbox_mAP' if name in ALL_DETECTION else 'mIoU')
+    if name in ALL_DETECTION:
         assert cfg.val_evaluator.classwise
         assert cfg.test_evaluator.classwise
 

@@ -156,7 +156,12 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type=CocoMetric, metric=['bbox', 'segm'], ann_file=f'{data_root}/annotations/instances_val.json')
+val_evaluator = dict(
+    type=CocoMetric,
+    metric=['bbox', 'segm'],
+    classwise=True,
+    ann_file=f'{data_root}/annotations/instances_val.json',
+)
 test_evaluator = val_evaluator
 
 max_epochs = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from paths import ROOT
 from robust import Run, run  # noqa: F401  a fixture
@@ -78,6 +79,16 @@ def _assert_one_line(outcome: Any, parts: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(('settings', 'parts'), SEGMENTATION_MISTAKES, ids=_name)
 def test_a_mistake_in_segmentation(run: Run, settings: dict[str, Any], parts: tuple[str, ...]) -> None:  # noqa: F811
     _assert_one_line(run('train', UPERNET, **(SEGMENTATION | settings)), parts)
+
+
+def test_a_batch_of_validation_that_holds_several_sizes(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    """Which segmentors do not pad: one line, with both sizes."""
+    for part, kind in (('images', cv2.INTER_AREA), ('annotations', cv2.INTER_NEAREST)):
+        file = sorted((tmp_path / 'data' / part / 'validation').iterdir())[0]
+        content = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(file), cv2.resize(content, (96, 80), interpolation=kind))
+    outcome = run('train', UPERNET, **(SEGMENTATION | {'val_dataloader.batch_size': 2}))
+    _assert_one_line(outcome, ('in model.data_preprocessor (SegDataPreProcessor) given [3x80x96, 3x64x64]',))
 
 
 @pytest.mark.parametrize(('settings', 'parts'), DETECTION_MISTAKES, ids=_name)

@@ -263,8 +263,9 @@ def check_parts(cfg: Config) -> Iterator[Result]:
 
 def config_checks(cfg: Config, given: Given) -> list[Check]:
     """The checks of a config, in the order of a run."""
-    if list(check_parts(cfg)):
-        return [Check('config', lambda: check_parts(cfg))]
+    missing = list(check_parts(cfg))
+    if missing:
+        return [Check('config', lambda: iter(missing))]
     splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
     return [
         *(Check(f'{split} data', lambda split=split: check_data(cfg, given, split)) for split in splits),

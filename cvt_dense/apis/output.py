@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 from mmengine.structures import BaseDataElement
 
+from ..engine.checkpoint_files import AtomicLocalBackend
 from ..errors import UserError, reason
 from ..visualization.painter import Instances, write_image
 from .predictor import Item, Predictor, Skipped
@@ -103,10 +103,11 @@ class Output:
         """Write the JSON files, each as a whole or not at all."""
         categories = [{'id': i, 'name': name} for i, name in zip(self._category_ids, self._classes)]
         content = {'info': {}, 'images': sorted(self._images, key=lambda e: e['id']), 'categories': categories}
-        _replace(self.folder / 'images.json', json.dumps(content, indent=1))
+        backend = AtomicLocalBackend()
+        backend.put_text(json.dumps(content, indent=1), self.folder / 'images.json')
         if self._detects:
             in_order = sorted(self._instances, key=lambda e: (e['image_id'], -e['score']))
-            _replace(self.folder / 'predictions.json', json.dumps(in_order))
+            backend.put_text(json.dumps(in_order), self.folder / 'predictions.json')
 
     def _add_instances(self, item: Item, instances: BaseDataElement) -> np.ndarray:
         found = Instances.of(instances[instances.scores >= self._threshold])
@@ -205,9 +206,3 @@ def count_frames(path: Path) -> int:
     frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     capture.release()
     return frames
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(text)
-    os.replace(part, path)

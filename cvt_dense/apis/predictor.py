@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..datasets.reading import is_cut_jpeg
+from ..engine.failures import cannot_be_built
 from ..engine.model import build_model
 from ..errors import UserError, reason
 from ..registry import type_name
@@ -139,8 +140,8 @@ def _one_line_for_mistakes() -> Iterator[None]:
     """Turn what registries and constructors raise for wrong settings into a :class:`UserError`."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f'the config cannot be built: {type(error).__name__}: {reason(error)}') from error
+    except Exception as error:  # toolkits assert, too
+        raise cannot_be_built('the config', error) from error
 
 
 def _test_dataset(cfg: Config) -> ConfigDict:

@@ -113,15 +113,13 @@ def options_for(wrong: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _heads(model: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """What has a number of classes of the data, by its path."""
-    return (
-        []
-        if any(key in node for _, node in _nodes(model, 'model', ()) for key in _TEXT_PARTS)
-        else [
-            (path, node)
-            for path, node in _nodes(model, 'model', _OTHER_PARTS)
-            if _number(node) is not None and not node.get('class_agnostic') and type_name(node) not in _BOUNDARY_HEADS
-        ]
-    )
+    if any(key in node for _, node in _nodes(model, 'model', ()) for key in _TEXT_PARTS):
+        return []
+    return [
+        (path, node)
+        for path, node in _nodes(model, 'model', _OTHER_PARTS)
+        if _number(node) is not None and not node.get('class_agnostic') and type_name(node) not in _BOUNDARY_HEADS
+    ]
 
 
 def _number(node: Mapping[str, Any]) -> int | None:

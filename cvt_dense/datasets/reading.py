@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from PIL import ExifTags, Image
 from ..errors import UserError, reason
 
 UNLABELLED = 255  # what mmseg's loader makes of labels that are not classes
+
+#: What Pillow raises for content that it cannot read.
+_UNREADABLE = (OSError, SyntaxError, ValueError)
 
 Sample = dict[str, Any]
 
@@ -107,12 +111,10 @@ def _content(path: str, step: Any) -> bytes:
 def _how_it_is_turned(content: bytes, size: tuple[int, int]) -> str:
     """What an image's EXIF orientation has to do with its being read as of a size, (width, height)."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                is_to_be_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-                was_turned = image.size != size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with _opened(content) as image:
+            is_to_be_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            was_turned = image.size != size
+    except (*_UNREADABLE, Image.DecompressionBombError):
         return ''
     if not is_to_be_turned:
         return ''
@@ -124,15 +126,7 @@ def is_cut_jpeg(content: bytes) -> bool:
     end, scan = content.rfind(b'\xff\xd9'), content.rfind(b'\xff\xda')
     if not content.startswith(b'\xff\xd8') or end > scan:
         return False
-    try:  # what cameras put behind a picture may look like the beginning of a scan
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            Image.open(io.BytesIO(content)).load()
-    except Image.DecompressionBombError:  # too large for Pillow: whether it is too large is not for this to say
-        return False
-    except (OSError, SyntaxError, ValueError):
-        return True
-    return False
+    return not _can_be_decoded(content)  # what cameras put behind a picture may look like the beginning of a scan
 
 
 class Labels:
@@ -201,11 +195,9 @@ def check_depth(path: str, content: bytes) -> None:
         UserError: If they do not.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                highest = image.getextrema()[1] if image.mode[0] in 'IF' else 0
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # if it can be read, the loader says
+        with _opened(content) as image:
+            highest = image.getextrema()[1] if image.mode[0] in 'IF' else 0
+    except (*_UNREADABLE, Image.DecompressionBombError):  # if it can be read, the loader says
         return
     if highest > UNLABELLED:
         raise UserError(f'label map {path} has the value {highest}; labels go up to {UNLABELLED}')
@@ -229,12 +221,25 @@ def _fault_of(path: str, content: bytes) -> str:
 def _is_damaged(content: bytes, error: Exception) -> bool:
     if not content:  # an empty file, which decoders refuse, or one that could not be fetched
         return not isinstance(error, (OSError, ImportError, KeyError))
+    return not _can_be_decoded(content)
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """A picture as Pillow opens it, without its warning of large ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(content)) as image:
+            yield image
+
+
+def _can_be_decoded(content: bytes) -> bool:
+    """Whether Pillow can decode a picture; one that it refuses for its size counts as whole."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            Image.open(io.BytesIO(content)).load()
+        with _opened(content) as image:
+            image.load()
     except Image.DecompressionBombError:
-        return False
-    except (OSError, SyntaxError, ValueError):
         return True
-    return False
+    except _UNREADABLE:
+        return False
+    return True

@@ -133,6 +133,8 @@ def _shapes(value: Any) -> str:
         return _shape(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(entry, torch.Tensor) for entry in value):
         return f'[{", ".join(map(_shape, value))}]'
+    if isinstance(value, dict):  # a batch as a data loader makes it
+        return ', '.join(filter(None, map(_shapes, value.values())))
     return ''
 
 

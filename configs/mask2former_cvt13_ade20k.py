@@ -18,3 +18,4 @@ optim_wrapper = dict(
         )
     ),
 )
+auto_scale_lr = dict(base_batch_size=16)

@@ -17,11 +17,13 @@ train_dataloader = dict(
     dataset=dict(ann_file='instances_train.json', data_prefix=dict(img='train/'), pipeline=train_pipeline, **dataset),
 )
 val_dataloader = dict(
-    dataset=dict(ann_file='instances_val.json', data_prefix=dict(img='val/'), pipeline=test_pipeline, **dataset)
+    batch_size=1,  # norms of the heads see the padding of a batch of several sizes
+    dataset=dict(ann_file='instances_val.json', data_prefix=dict(img='val/'), pipeline=test_pipeline, **dataset),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f'{data_root}/instances_val.json', proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
+auto_scale_lr = dict(base_batch_size=4)  # the images in a batch that the rate is for
 
 # Many tiny objects
 proposals = dict(nms_pre=400, max_per_img=250)

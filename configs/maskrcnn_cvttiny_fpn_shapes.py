@@ -33,6 +33,7 @@ model = dict(
 max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 optim_wrapper = dict(optimizer=dict(lr=6e-4), clip_grad=dict(max_norm=10.0))
+auto_scale_lr = dict(base_batch_size=8)  # the images in a batch that the rate is for
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, convert_to_iter_based=True),

@@ -6,3 +6,4 @@ _base_ = [
 ]
 
 optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=1e-4))
+auto_scale_lr = dict(base_batch_size=16)

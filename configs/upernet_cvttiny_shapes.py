@@ -20,6 +20,7 @@ model = dict(
 max_iters = 2500
 train_cfg = dict(max_iters=max_iters, val_interval=500)
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
+auto_scale_lr = dict(base_batch_size=16)  # the images in a batch that the rate is for
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters),

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import NoReturn
 
-from .errors import UserError, reason
+from .errors import UserError, of_file, reason
 
 #: What to install for a module of another name; two stacks bring the same modules: the maintained fork and upstream.
 _PACKAGES = {
@@ -80,9 +80,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(_fail(str(error)))
     except pickle.UnpicklingError as error:  # from a URL, which mmengine reads by itself
         sys.exit(_fail(f'a checkpoint holds more than weights and was refused: {reason(error)}'))
-    except OSError as error:  # no permission, no space left, a file where a folder should be
-        where = f': {error.filename}' if error.filename else ''
-        sys.exit(_fail(f'{error.strerror or reason(error)}{where}'))
+    except OSError as error:
+        sys.exit(_fail(of_file(error)))
     except KeyboardInterrupt as interrupt:
         stop = stop_of(interrupt)
         print(stop, file=sys.stderr)

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the user has to fix; the message is one line that says what and how."""
+    """Something that the user has to fix; the message is one line that says what and how.
 
-    def __init__(self, message: str) -> None:
+    Args:
+        fault: What is wrong; with how to fix it, unless that is said apart.
+        cure: How to fix it, which some tools show by itself.
+    """
+
+    def __init__(self, fault: str, cure: str = '') -> None:
         # A DataLoader raises what its workers raise with a stack trace for a message, whose last line is the error.
-        last = message.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f'{type(self).__module__}.{type(self).__qualname__}: '))
+        last = fault.strip().splitlines()[-1]
+        self.fault = last.removeprefix(f'{type(self).__module__}.{type(self).__qualname__}: ')
+        self.cure = cure
+        super().__init__(f'{self.fault}; {cure}' if cure else self.fault)
 
 
 class CheckpointError(UserError):
     """A checkpoint that is not found, cannot be read or does not fit; its message says why and what to do."""
+
+
+def of_file(error: OSError) -> str:
+    """The line for what went wrong with a file: no permission, no space left, a file where a folder should be."""
+    return f'{error.strerror or reason(error)}{f": {error.filename}" if error.filename else ""}'
 
 
 def reason(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import mmdet.models  # noqa: F401  fills the registries
@@ -20,6 +22,8 @@ from mmseg.structures import SegDataSample
 from paths import ROOT
 from torch import nn
 
+from cvt_dense.checkpoints import PUBLISHED
+from cvt_dense.datasets.heads import heads_with_classes
 from cvt_dense.engine.launch import use_batchnorm_without_gpu
 from cvt_dense.registry import type_name
 
@@ -28,6 +32,7 @@ DETECTION = [
     *(f'maskrcnn_{arch}_fpn_coco{schedule}' for arch in ('cvt13', 'cvt21', 'cvtw24') for schedule in ('', '_3x')),
     *(f'cascademaskrcnn_{arch}_fpn_coco_3x' for arch in ('cvt13', 'cvt21', 'cvtw24')),
     *(f'{method}_{arch}_fpn_coco' for method in ('fasterrcnn', 'retinanet') for arch in ('cvt13', 'cvt21')),
+    *(f'{method}_{arch}_fpn_coco' for method in ('maskrcnn', 'retinanet') for arch in ('cmts', 'cmtxs')),
     'dino_cvt13_coco',
     'dino_cvt21_coco',
     'maskrcnn_cvt13_fpn_coco_windowed',
@@ -37,6 +42,8 @@ SEGMENTATION = [
     'upernet_cvt13_ade20k',
     'upernet_cvt21_ade20k',
     'upernet_cvtw24_ade20k',
+    'upernet_cmts_ade20k',
+    'upernet_cmtxs_ade20k',
     'semanticfpn_cvt13_ade20k_80k',
     'semanticfpn_cvt21_ade20k_80k',
     'mask2former_cvt13_ade20k',
@@ -44,16 +51,21 @@ SEGMENTATION = [
     'upernet_cvt13_cityscapes',
     'upernet_cvt21_cityscapes',
 ]
-OWN_DATA = ['maskrcnn_cvt13_fpn_custom', 'upernet_cvt13_custom']
-DEMO = ['maskrcnn_cvttiny_fpn_shapes', 'upernet_cvttiny_shapes', 'maskrcnn_cvttiny_fpn_nuclei']
+OWN_DATA = ['maskrcnn_cvt13_fpn_custom', 'fasterrcnn_cvt13_fpn_custom', 'upernet_cvt13_custom']
+DEMO = [
+    'maskrcnn_cvttiny_fpn_shapes',
+    'upernet_cvttiny_shapes',
+    'maskrcnn_cvttiny_fpn_nuclei',
+    'fasterrcnn_cvttiny_fpn_shapes',
+]
 COMPARISON = [
     f'comparison/{task}'
     for net in ('cvt', 'swin', 'resnet')
     for task in (f'maskrcnn_{net}small_nuclei', f'upernet_{net}small_camvid')
 ]
 NEW_STYLE = ['new_style/maskrcnn_cvttiny_fpn_shapes']  # of mmengine: types are classes
-ALL_DETECTION = [*DETECTION, OWN_DATA[0], DEMO[0], DEMO[2], *COMPARISON[::2], *NEW_STYLE]
-ALL_SEGMENTATION = [*SEGMENTATION, OWN_DATA[1], DEMO[1], *COMPARISON[1::2]]
+ALL_DETECTION = [*DETECTION, *OWN_DATA[:2], DEMO[0], *DEMO[2:], *COMPARISON[::2], *NEW_STYLE]
+ALL_SEGMENTATION = [*SEGMENTATION, OWN_DATA[2], DEMO[1], *COMPARISON[1::2], 'comparison/upernet_cvtsmall_camvid_whole']
 HEIGHT, WIDTH = 64, 96
 MODEL_INDEX = {model['Name']: model for model in yaml.safe_load((CONFIGS / 'metafile.yml').read_text())['Models']}
 
@@ -178,26 +190,71 @@ def test_every_config_is_listed_here() -> None:
 
 
 @pytest.mark.parametrize('name', [*DETECTION, *SEGMENTATION])
-def test_weights_of_the_same_variant_from_imagenet_22k_are_named(name: str) -> None:
+def test_weights_of_the_same_variant_from_the_most_data_are_named(name: str) -> None:
     backbone = Config.fromfile(CONFIGS / f'{name}.py').model.backbone
-    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=f'{backbone.arch}-384x384-in22k')
+    weights = f'{backbone.arch}-384x384-in22k'
+    if type_name(backbone) == 'CMT':  # published for ImageNet-1k alone, at a size of each variant's own
+        weights = next(name for name in PUBLISHED if name.startswith(f'{backbone.arch}-'))
+    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=weights)
     assert backbone.arch.replace('-', '') == name.split('_')[1]
 
 
-@pytest.mark.parametrize('name', ['maskrcnn_cvt13_fpn_custom', 'upernet_cvt13_custom'])
-def test_own_data_needs_its_names_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('CUSTOM_ROOT', 'my/data')
-    (tmp_path / 'configs').symlink_to(CONFIGS)
-    text = (CONFIGS / f'{name}.py').read_text().replace("_base_ = '", "_base_ = 'configs/")
-    text = re.sub(r'^classes = .*', "classes = ('cat', 'dog', 'fish')", text, flags=re.MULTILINE)
-    (tmp_path / 'mine.py').write_text(text)
-    cfg = Config.fromfile(tmp_path / 'mine.py')
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """Reads a copy of a config for own data, with lines at its top replaced."""
+
+    def read(name: str, **lines: str) -> Config:
+        monkeypatch.setenv('CUSTOM_ROOT', 'my/data')
+        if not (tmp_path / 'configs').exists():
+            (tmp_path / 'configs').symlink_to(CONFIGS)
+        text = (CONFIGS / f'{name}.py').read_text()
+        for key, value in lines.items():
+            text, count = re.subn(rf'^{key} = .*', f'{key} = {value}', text, flags=re.MULTILINE)
+            assert count == 1, key
+        (tmp_path / 'mine.py').write_text(text.replace("_base_ = '", "_base_ = 'configs/"))
+        return Config.fromfile(tmp_path / 'mine.py')
+
+    return read
+
+
+@pytest.mark.parametrize('name', OWN_DATA)
+def test_own_data_needs_its_names_alone(name: str, copied: Callable[..., Config]) -> None:
+    cfg = copied(name, classes="('cat', 'dog', 'fish')")
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root == 'my/data'
         assert loader.dataset.metainfo.classes == ('cat', 'dog', 'fish')
-    model = cfg.model
-    heads = [model.roi_head.bbox_head, model.roi_head.mask_head] if 'roi_head' in model else None
-    assert [head.num_classes for head in heads or (model.decode_head, model.auxiliary_head)] == [3, 3]
+    assert set(heads_with_classes(cfg).values()) == {3}
+    assert cfg.test_dataloader == cfg.val_dataloader
+    assert cfg.test_evaluator == cfg.val_evaluator
+
+
+@pytest.mark.parametrize('name', OWN_DATA[:2])
+def test_a_test_split_of_ones_own_is_a_line(name: str, copied: Callable[..., Config]) -> None:
+    cfg = copied(name, **{'test_annotations, test_images': "'test.json', 'test/'"})
+    assert cfg.test_dataloader.dataset.ann_file == 'test.json'
+    assert cfg.test_dataloader.dataset.data_prefix.img == 'test/'
+    assert cfg.test_evaluator.ann_file == 'my/data/test.json'
+    assert cfg.val_evaluator.ann_file == 'my/data/annotations/val.json'
+
+
+def test_a_test_split_of_label_maps_is_a_line(copied: Callable[..., Config]) -> None:
+    cfg = copied(OWN_DATA[2], **{'test_images, test_labels': "'images/test', 'annotations/test'"})
+    assert cfg.test_dataloader.dataset.data_prefix == dict(img_path='images/test', seg_map_path='annotations/test')
+    assert cfg.test_dataloader.dataset.pipeline == cfg.val_dataloader.dataset.pipeline
+
+
+def test_masks_or_boxes_alone_is_the_base_of_own_data(copied: Callable[..., Config]) -> None:
+    """So a copy of either becomes the other by its second line, and what they share is the same in both."""
+    texts = [(CONFIGS / f'{name}.py').read_text().partition('\n\n') for name in OWN_DATA[:2]]
+    assert texts[0][2] == texts[1][2]
+    for name in OWN_DATA[:2]:
+        masks, boxes = (copied(name, _base_=f"'{method}_cvt13_fpn_coco.py'") for method in ('maskrcnn', 'fasterrcnn'))
+        assert masks.val_evaluator.metric == ['bbox', 'segm']
+        assert boxes.val_evaluator.metric == boxes.test_evaluator.metric == 'bbox'
+        for dataset in (boxes.train_dataloader.dataset, boxes.val_dataloader.dataset, boxes.test_dataloader.dataset):
+            assert not any(step.get('with_mask') for step in dataset.pipeline)
+        assert boxes.model.roi_head.mask_head is None
+        assert masks.model.roi_head.mask_head.num_classes == 1
 
 
 def test_the_index_names_all_configs_and_their_files() -> None:
@@ -219,15 +276,15 @@ def test_the_index_has_the_operations_that_are_counted(name: str) -> None:
     assert macs == pytest.approx(metadata['FLOPs'], rel=0.01)
 
 
-@pytest.mark.parametrize('name', [DETECTION[0], SEGMENTATION[0]])
-def test_norms_biases_and_the_cls_token_are_not_decayed(name: str) -> None:
+@pytest.mark.parametrize('name', [DETECTION[0], SEGMENTATION[0], 'retinanet_cmtxs_fpn_coco', 'upernet_cmtxs_ade20k'])
+def test_norms_biases_the_cls_token_and_the_position_bias_are_not_decayed(name: str) -> None:
     cfg = load(name)
     model = build(cfg)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     decay = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     norms = {id(p) for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.BatchNorm2d)) for p in m.parameters()}
     for parameter_name, p in model.named_parameters():
-        exempt = id(p) in norms or parameter_name.endswith(('bias', 'cls_token'))
+        exempt = id(p) in norms or parameter_name.endswith(('bias', 'cls_token')) or 'relative_pos' in parameter_name
         assert decay[id(p)] == (0.0 if exempt else cfg.optim_wrapper.optimizer.weight_decay), parameter_name
 
 
@@ -240,6 +297,44 @@ def test_every_run_can_be_watched(name: str) -> None:
     if name in ALL_DETECTION:
         assert cfg.val_evaluator.classwise
         assert cfg.test_evaluator.classwise
+
+
+#: The recipes whose rate is for 16 images, two on each of eight GPUs: what the base configs of schedules say.
+FOR_16 = dict.fromkeys([*DETECTION, *SEGMENTATION, *OWN_DATA], 16)
+
+
+@pytest.mark.parametrize('name', [*ALL_DETECTION, *ALL_SEGMENTATION])
+def test_the_base_batch_size_is_what_the_rate_is_for(name: str) -> None:
+    """That of the 16-image recipes, or the batch of one process: small configs are trained so, at a rate for that."""
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    batch_size = cfg.train_dataloader.batch_size
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=FOR_16.get(name, batch_size))
+    assert (batch_size == 2) == (name in FOR_16 or name.endswith('_whole'))
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.rglob('*.py')), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_file_that_sets_a_rate_or_a_batch_says_what_the_rate_is_for(path: Path) -> None:
+    """Else it would inherit what another rate is for. Files of data alone know no rate."""
+    cfg: dict[str, str] = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            cfg[node.targets[0].id] = ast.unparse(node.value)
+    sets_rate = re.search(r'\blr=', cfg.get('optim_wrapper', ''))
+    sets_batch = 'batch_size=' in cfg.get('train_dataloader', '') and path.parent.name != 'datasets'
+    if sets_rate or sets_batch:
+        assert 'base_batch_size=' in cfg.get('auto_scale_lr', '')
+
+
+#: Configs of data whose pictures are all of one size, which can be evaluated in batches.
+ONE_SIZE = ('shapes', 'camvid')
+
+
+@pytest.mark.parametrize('name', [*ALL_DETECTION, *ALL_SEGMENTATION])
+def test_pictures_of_mixed_sizes_are_evaluated_one_by_one(name: str) -> None:
+    """Heads see the padding of a batch (tests/test_mixed_batches.py), and mmseg refuses one of several sizes."""
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    if not any(data in name for data in ONE_SIZE):
+        assert (cfg.val_dataloader.batch_size, cfg.test_dataloader.batch_size) == (1, 1)
 
 
 def test_data_roots_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

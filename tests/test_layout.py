@@ -37,7 +37,10 @@ NOT_BELOW = {
     'checkpoints': {'datasets', 'visualization', 'cli'},
 }
 #: Of the models, checkpoints are compared with the architecture and the trunk's tensors, and with nothing else.
-CHECKPOINTS_KNOW = {'models.cvt', 'models.cvt.arch', 'models.cvt.trunk'}
+CHECKPOINTS_KNOW = {
+    *('models.arch', 'models.trunk', 'models.cvt', 'models.cvt.arch', 'models.cvt.trunk'),
+    *('models.cmt', 'models.cmt.arch', 'models.cmt.trunk', 'models.cmt.position_bias'),
+}
 TOOLKITS = {'mmengine', 'mmcv', 'mmdet', 'mmseg'}
 #: Packages, and modules of packages, that import no toolkit.
 WITHOUT_TOOLKITS = ('models', 'errors', 'registry', 'cli', 'backbones.timm', 'backbones.weights', 'analysis.flops')

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import ConfigDict
 
 from cvt_dense import CvT
-from cvt_dense.registry import type_name
+from cvt_dense.registry import each_evaluator, type_name
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,18 @@ from cvt_dense.registry import type_name
 )
 def test_a_type_is_named_whether_it_is_a_string_or_a_class(settings: Any, expected: str) -> None:
     assert type_name(settings, 'default') == expected
+
+
+@pytest.mark.parametrize(
+    ('settings', 'expected'),
+    [
+        (None, []),
+        ([], []),
+        (dict(type='IoUMetric'), ['IoUMetric']),
+        ([dict(type='IoUMetric'), dict(type='CocoMetric')], ['IoUMetric', 'CocoMetric']),
+        (ConfigDict(type='Evaluator', metrics=dict(type='CocoMetric')), ['CocoMetric']),
+        (dict(metrics=[dict(type='CocoMetric')]), ['CocoMetric']),
+    ],
+)
+def test_evaluators_are_found_however_a_config_has_them(settings: Any, expected: list[str]) -> None:
+    assert [type_name(evaluator) for evaluator in each_evaluator(settings)] == expected

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import doctor
 import mmcv
 import numpy as np
 import pytest
+from advice import obey, set_at_the_top
+from doctor_machine import Result
 from mmengine.config import Config
+from paths import ROOT
 from PIL import Image
 from pycocotools import mask as run_length
 from robust import (
@@ -30,6 +35,7 @@ from robust import (
 )
 
 from cvt_dense.datasets.check import build_dataset, inspect_dataset
+from cvt_dense.engine.config import load_config
 from cvt_dense.errors import UserError
 
 Train = Callable[..., Outcome]
@@ -146,14 +152,14 @@ BROKEN: dict[str, tuple[Callable[[Instances], object], str]] = {
     'image ids': (lambda data: data.train['images'][1].update(id=0), 'images[1].id is 0, which another one has'),
     'no width': (lambda data: data.train['images'][1].update(width=None), 'images[1].width is None'),
     'category ids': (lambda data: data.train['categories'][1].update(id=3), 'categories[1].id is 3, which another'),
-    'category names': (lambda data: data.train['categories'][1].update(name='star'), "no category 'rectangle'"),
+    'category names': (lambda data: data.train['categories'][1].update(name='Rectangle'), "no category 'rectangle'"),
     'one name twice': (
         lambda data: data.train['categories'].append(dict(id=99, name='star')),
         "has two categories 'star'",
     ),
     'other order': (
         lambda data: data.train['categories'].reverse(),
-        "set metainfo.classes to ('ring', 'star', 'triangle', 'rectangle', 'ellipse')",
+        'has its categories in another order, in which mmdet numbers them',
     ),
     'nothing to train on': (
         lambda data: [entry.update(image_id=str(entry['image_id'])) for entry in data.train['annotations']],
@@ -210,6 +216,199 @@ def test_broken_annotations_are_named(case: str, refused: Callable[[str], str], 
     assert told in refused(DETECTION)
 
 
+#: What only its author can correct in a file, and what the advice says of that; all else is done as it says.
+BY_HAND = {
+    'image ids': 'it has to be a number of its own',
+    'no width': 'it has to be a number of pixels above 0',
+    'category ids': 'it has to be a number of its own',
+    'category names': 'instances_train.json be ellipse, rectangle, triangle, star, ring, in this order',
+    'other order': 'instances_train.json be ellipse, rectangle, triangle, star, ring, in this order',
+    'one name twice': 'rename one of them',
+    'nothing to train on': "let each image_id be the id of one of the file's images",
+    'no iscrowd for evaluation': 'it has to be 0 or 1',
+    'two points for evaluation': 'correct its segmentation',
+    'missing image': 'put it there, or remove its entry from the annotation file',
+    'missing image for evaluation': 'put them there, or ',
+}
+BREAK_BOTH: dict[str, tuple[Callable[[Instances], object], str]] = {
+    'no masks': (
+        lambda data: [entry.pop('segmentation') for part in data.content.values() for entry in part['annotations']],
+        'and the config reads masks; nor has any other',
+    ),
+    'other names': (
+        lambda data: [part['categories'][1].update(name='oblong') for part in data.content.values()],
+        "no category 'rectangle'",
+    ),
+    'another order': (
+        lambda data: [part['categories'].reverse() for part in data.content.values()],
+        'in another order',
+    ),
+    'small images': (lambda data: None, 'min_size'),
+}
+
+
+class Looked:
+    """A config, what the doctor says of its data, and doing as it says.
+
+    Args:
+        config: The file.
+        root: Of the data.
+    """
+
+    def __init__(self, config: str, root: Path) -> None:
+        self.config = config
+        self.root = root
+        self.options: list[str] = []
+
+    def failures(self) -> dict[str, Result]:
+        """What fails, by split."""
+        cfg = load_config(self.config, doctor.parsed(tuple(self.options)))
+        given = doctor.Given(self.config, tuple(self.options))
+        found = {split: [*doctor.check_data(cfg, given, split)] for split in doctor.splits_of(cfg)}
+        return {split: result for split, (result,) in found.items() if result.status == doctor.FAIL}
+
+    def obey(self, failures: dict[str, Result], **places: str) -> None:
+        """Do what is said to fix them."""
+        for split, result in failures.items():
+            name = 'train' if split == 'train' else 'val'
+            assert 'CUSTOM_ROOT' not in result.fix, 'the folder is there'
+            assert 'SHAPES_ROOT' not in result.fix or places
+            self.options += obey(result.fix, self.root / f'annotations/instances_{name}.json', places)
+
+
+def own(config: str, tmp_path: Path, **settings: object) -> str:
+    """A copy of a config for own data, beside the others, with other settings at its top."""
+    shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    copy = tmp_path / 'configs/mine.py'
+    shutil.copy(tmp_path / 'configs' / config, copy)
+    for name, value in settings.items():
+        set_at_the_top(copy, name, repr(value))
+    return str(copy)
+
+
+@pytest.fixture
+def looked(request: pytest.FixtureRequest, instances: Instances, tmp_path: Path, run: Run) -> Looked:  # noqa: F811
+    """Of a copied config for own data, with settings at its top, and of another, which options change."""
+    if getattr(request, 'param', 'own') == 'example':
+        return Looked(DETECTION, instances.root)
+    config = own(
+        'maskrcnn_cvt13_fpn_custom.py',
+        tmp_path,
+        data_root=str(instances.root),
+        train_annotations='annotations/instances_train.json',
+        train_images='images/training/',
+        val_annotations='annotations/instances_val.json',
+        val_images='images/validation/',
+        classes=CLASSES,
+    )
+    return Looked(config, instances.root)
+
+
+@pytest.mark.parametrize(
+    ('case', 'looked'),
+    [
+        *((case, 'own') for case in [*BROKEN, *BREAK_BOTH]),
+        *((case, 'example') for case in ['other order', *BREAK_BOTH]),
+    ],
+    indirect=['looked'],
+)
+def test_what_the_doctor_says_of_annotations_cures_them(case: str, looked: Looked, instances: Instances) -> None:
+    break_it, told = (BROKEN | BREAK_BOTH)[case]
+    pristine = json.loads(json.dumps(instances.content))
+    break_it(instances)
+    instances.save()
+    if case == 'small images':
+        looked.options.append('train_dataloader.dataset.filter_cfg.min_size=99')
+    failures = looked.failures()
+    assert told in ' '.join(f'{result.text}; {result.fix}' for result in failures.values())
+    if case in BY_HAND:
+        (failure,) = failures.values()
+        assert BY_HAND[case] in failure.fix
+        instances.content = pristine
+        for split, part in pristine.items():
+            for image in part['images']:
+                picture().save(instances.image(image['id'], split))
+        instances.save()
+    else:
+        looked.obey(failures)
+    assert looked.failures() == {}
+
+
+#: A setting that is wrong, at the top of a config for own data or among the options of another; what is told; what
+#: the reader puts where the advice says FILE or FOLDER.
+WRONG_SETTINGS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    'a string': ('classes', "('rectangle')", "classes is the string 'rectangle'", {}),
+    'the example': ('classes', "('object',)", "no category 'object', one of the classes", {}),
+    'another case': ('classes', "('ellipse', 'Rectangle')", "no category 'Rectangle'", {}),
+    'a class that nothing is annotated as': ('classes', "('star',)", 'no annotation of the classes star', {}),
+    'annotations': (
+        'train_annotations',
+        "'nowhere.json'",
+        'nowhere.json does not exist',
+        {'FILE': 'annotations/instances_train.json'},
+    ),
+    'images': ('val_images', "'nowhere/'", 'nowhere does not exist', {'FOLDER': 'images/validation/'}),
+    'other images': ('train_images', "'annotations/'", '0.png does not exist', {'FOLDER': 'images/training/'}),
+    'test annotations': (
+        'test_annotations',
+        "'nowhere.json'",
+        'nowhere.json does not exist',
+        {'FILE': 'annotations/instances_val.json'},
+    ),
+}
+AS_OPTIONS = {
+    'a string': '{split}_dataloader.dataset.metainfo.classes=rectangle',
+    'another case': '{split}_dataloader.dataset.metainfo.classes=[ellipse,Rectangle]',
+    'annotations': 'train_dataloader.dataset.ann_file=nowhere.json',
+    'images': 'val_dataloader.dataset.data_prefix.img=nowhere/',
+    'test annotations': 'test_dataloader.dataset.ann_file=nowhere.json',
+}
+
+
+@pytest.mark.parametrize(
+    ('case', 'looked'),
+    [(case, 'own') for case in WRONG_SETTINGS] + [(case, 'example') for case in AS_OPTIONS],
+    indirect=['looked'],
+)
+def test_what_the_doctor_says_of_settings_cures_them(case: str, looked: Looked) -> None:
+    name, value, told, places = WRONG_SETTINGS[case]
+    if looked.config == DETECTION:
+        looked.options += dict.fromkeys(AS_OPTIONS[case].format(split=split) for split in ('train', 'val', 'test'))
+    else:
+        set_at_the_top(Path(looked.config), name, value)
+    failures = looked.failures()
+    for failure in failures.values():
+        assert told in failure.text
+    assert failures
+    looked.obey(failures, **places)
+    assert looked.failures() == {}
+
+
+def test_the_folder_of_the_data_can_be_said_as_the_doctor_has_it(
+    instances: Instances, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('CUSTOM_ROOT', raising=False)
+    for name in ('train', 'val'):
+        (instances.root / f'annotations/instances_{name}.json').rename(instances.root / f'annotations/{name}.json')
+    folders = dict(train_images='images/training/', val_images='images/validation/', classes=CLASSES)
+    looked = Looked(own('maskrcnn_cvt13_fpn_custom.py', tmp_path, **folders), instances.root)
+    failures = looked.failures()
+    assert set(failures) == {'train', 'val'}
+    (fix,) = {failure.fix for failure in failures.values()}
+    assert fix == 'set data_root in the config, or CUSTOM_ROOT=DIR'
+    monkeypatch.setenv('CUSTOM_ROOT', str(instances.root))
+    assert looked.failures() == {}
+
+
+def test_training_says_the_same_as_the_doctor(looked: Looked, instances: Instances, run: Run) -> None:  # noqa: F811
+    break_it, _ = BREAK_BOTH['another order']
+    break_it(instances)
+    instances.save()
+    (fix,) = {result.fix for result in looked.failures().values()}
+    outcome = run('train', looked.config, **{'model.backbone.init_cfg': None})
+    outcome.assert_fails('in another order', fix)
+
+
 @pytest.mark.parametrize('case', ['other order', 'two points for evaluation', 'missing image', 'other width'])
 def test_broken_annotations_stop_a_run_before_its_first_iteration(
     case: str, detect: Train, instances: Instances
@@ -255,7 +454,10 @@ def test_predictions_are_written_for_images_without_annotations(
     def test(**options: object) -> Outcome:
         return run('test', DETECTION, tmp_path / 'run/epoch_1.pth', **(QUICK_DETECTION | options))
 
-    test().assert_fails("has no list 'annotations'", 'set format_only=True and outfile_prefix in the evaluator')
+    test().assert_fails(
+        "has no list 'annotations'",
+        'to write predictions alone: --cfg-options test_evaluator.format_only=True test_evaluator.outfile_prefix=PATH',
+    )
     prefix = tmp_path / 'out/predictions'
     prefix.parent.mkdir()
     outcome = test(**{'test_evaluator.format_only': True, 'test_evaluator.outfile_prefix': prefix})
@@ -283,7 +485,9 @@ def test_classes_that_the_file_does_not_have(detect: Train) -> None:
 
 def test_one_class_without_its_comma(detect: Train) -> None:
     outcome = detect(**{'train_dataloader.dataset.metainfo.classes': 'ring'})
-    outcome.assert_fails("metainfo.classes is the string 'ring'; of one class it is ('ring',), with the comma")
+    outcome.assert_fails(
+        "classes is the string 'ring', and not a tuple", 'train_dataloader.dataset.metainfo.classes="[ring]"'
+    )
 
 
 def test_heads_for_another_number_of_classes(detect: Train) -> None:
@@ -409,6 +613,63 @@ def test_broken_label_maps_are_named(case: str, refused: Callable[[str], str], l
     break_it, told = BROKEN_MAPS[case]
     break_it(label_maps)
     assert told in refused(SEGMENTATION)
+
+
+#: What the advice says of maps that only their author can correct.
+MAPS_BY_HAND = {
+    'size': "write it in its image's size",
+    'colours': 'it has to have one channel, of class numbers',
+    'value that 8 bits would make a class': 'number classes from 0',
+    'missing': 'put it there, or remove its image',
+    'cut': 'replace it',
+    'cut image': 'replace it',
+    'turned image': "write it in its image's size",
+    'other suffix': 'rename its files to *.jpg, as those of the other splits end',
+}
+BREAK_ALL_MAPS: dict[str, tuple[Callable[[LabelMaps], object], str]] = {
+    'from 1': (
+        lambda data: [
+            data.write(np.resize(np.arange(1, 7, dtype=np.uint8), (SIDE, SIDE)), number, split)
+            for split, count in (('training', 4), ('validation', 1))
+            for number in range(count)
+        ],
+        'has the value 6, and the labels of 6 classes are 0 to 5',
+    ),
+    'another suffix': (
+        lambda data: [path.rename(path.with_suffix('.tif')) for path in (data.root / 'images').rglob('*.jpg')],
+        'holds no file *.jpg',
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('case', 'is_own'),
+    [(case, True) for case in [*MAPS_BY_HAND, *BREAK_ALL_MAPS]] + [(case, False) for case in BREAK_ALL_MAPS],
+)
+def test_what_the_doctor_says_of_label_maps_cures_them(
+    case: str,
+    is_own: bool,
+    label_maps: LabelMaps,
+    tmp_path: Path,
+    run: Run,  # noqa: F811
+) -> None:
+    break_it, told = (BROKEN_MAPS | BREAK_ALL_MAPS)[case]
+    break_it(label_maps)
+    config = SEGMENTATION
+    if is_own:
+        names = ('background', *CLASSES)
+        config = own('upernet_cvt13_custom.py', tmp_path, data_root=str(label_maps.root), classes=names)
+    looked = Looked(config, label_maps.root)
+    failures = looked.failures()
+    for failure in failures.values():
+        assert told in f'{failure.text}; {failure.fix}'
+    assert failures
+    if case in MAPS_BY_HAND:
+        (failure,) = failures.values()
+        assert MAPS_BY_HAND[case] in failure.fix
+    else:
+        looked.obey(failures)
+        assert looked.failures() == {}
 
 
 @pytest.mark.parametrize('case', ['missing', 'value for evaluation'])

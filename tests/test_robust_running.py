@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -405,6 +406,21 @@ def start(
     return process
 
 
+def paste(work_dir: Path) -> subprocess.Popen:
+    """Run the command that the last run has ended with in a shell elsewhere, its output in the same file."""
+    log = work_dir.with_suffix('.log')
+    found = re.search(r'go on from \S+ with (cd .+?) && (.+ --resume)$', log.read_text(), re.MULTILINE)
+    bin_folder = Path(sys.executable).parent
+    env = os.environ | dict(PATH=f'{bin_folder}:{os.environ["PATH"]}', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    with open(log, 'w') as file:  # exec, so that this process is the run itself
+        line = f'{found[1]} && exec env {found[2]}'
+        process = subprocess.Popen(
+            ['bash', '-c', line], cwd='/', env=env, stdout=file, stderr=file, start_new_session=True
+        )
+    _started.append(process)
+    return process
+
+
 def wait_for(text: str, work_dir: Path, process: subprocess.Popen | ToolProcess, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     log = work_dir.with_suffix('.log')
@@ -497,7 +513,7 @@ def test_processes_that_die_and_folders_in_use_end_a_run_in_one_line(tmp_path: P
     last = log.read_text().strip().splitlines()[-1]
     assert re.fullmatch(
         rf'error: data-loader worker {loaders[0]} was killed by signal: Killed, most likely since memory ran out: .+; '
-        rf'go on from {work_dir}/iter_\d+\.pth with --resume',
+        rf'go on from {work_dir}/iter_\d+\.pth with cd {re.escape(shlex.quote(str(ROOT)))} && .+ --resume',
         last,
     )
     assert 'Traceback' not in log.read_text()
@@ -522,7 +538,17 @@ def test_processes_that_die_and_folders_in_use_end_a_run_in_one_line(tmp_path: P
         assert 'Traceback' not in log.read_text()
         assert 'data-loader' not in log.read_text()
         last = log.read_text().strip().splitlines()[-1]
-        assert re.search(rf'stopped by {number.name} after iteration \d+ of .+\.pth with --resume$', last)
+        assert re.search(rf'stopped by {number.name} after iteration \d+ of .+\.pth with cd .+ --resume$', last)
+
+    # The line is pasted: no setting of the run is lost, and none of the shell's is needed.
+    stopped = re.search(r'after iteration (\d+) of 100000', last)[1]
+    process = paste(work_dir)
+    wait_for(f'resumed epoch: 0, iter: {stopped}', work_dir, process)
+    wait_for('Iter(train) [', work_dir, process)
+    assert '/100000]' in log.read_text()
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert log.read_text().count(' --resume') == 1
 
 
 @pytest.mark.slow
@@ -541,7 +567,7 @@ def test_all_processes_of_a_distributed_run_stop_at_the_same_iteration(tmp_path:
     assert log.read_text().count('stopped by') == 1
 
     # One of them is killed: the other one does not wait for it, and a resume works.
-    process = start(work_dir, shapes, 'resume=True', launcher=torchrun)
+    process = paste(work_dir)
     wait_for('Saving checkpoint at', work_dir, process)
     ranks = [pid for pid in children(process.pid) if b'train.py' in Path(f'/proc/{pid}/cmdline').read_bytes()]
     assert len(ranks) == 2
@@ -659,11 +685,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     write_files_atomically()
     try:
         (tmp_path / '.iter_4.pth.part').symlink_to('/dev/full')
-        with pytest.raises(OSError, match='No space left on device') as e:
+        told = (
+            rf'^No space left on device; .+ are whole: {tmp_path}/iter_4\.pth; go on from {tmp_path}/iter_2\.pth with'
+        )
+        with pytest.raises(UserError, match=told):
             train(config(tmp_path, **{'default_hooks.checkpoint.interval': 2}))
     finally:
         registry_utils.backends['local'], registry_utils.prefix_to_backends[''] = before
-    assert e.value.filename == str(tmp_path / 'iter_4.pth')
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'iter_2.pth')
     assert torch.load(tmp_path / 'iter_2.pth', weights_only=False)['meta']['iter'] == 2
 

@@ -194,7 +194,7 @@ def test_a_disk_that_is_full_costs_no_checkpoint(go: Callable[..., Outcome], tmp
     whole = (tmp_path / 'run/iter_1.pth').read_bytes()
     with largest_file(len(whole) // 2):
         outcome = go('train', '--resume', **options)
-    outcome.assert_fails('iter_2.pth', '--resume goes on from the newest')
+    outcome.assert_fails('iter_2.pth', 'go on from', 'iter_1.pth with cd ')
     assert sorted(path.name for path in (tmp_path / 'run').rglob('*.pt*')) == ['iter_1.pth']
     assert (tmp_path / 'run/iter_1.pth').read_bytes() == whole
     go('train', '--resume', **options).assert_works('resumed epoch: 0, iter: 1')

@@ -36,9 +36,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cvt_dense import CvTTrunk, __version__
+from cvt_dense import CMTTrunk, CvTTrunk, __version__
 from cvt_dense.analysis.flops import count_macs
 from cvt_dense.errors import UserError
+from cvt_dense.models.cmt.layers import Attention
 
 MODES = ('forward', 'training')
 #: Windows of the grid of 384-pixel pre-training where the map is large, global attention in the last stage.
@@ -66,12 +67,18 @@ class HuggingFaceCvT(nn.Module):
 class Maps(nn.Module):
     """Our trunk without the cls token: the maps alone, as the other backbones return them."""
 
-    def __init__(self, arch: str, **settings: Any) -> None:
+    def __init__(
+        self, arch: Any, family: type[CvTTrunk | CMTTrunk] = CvTTrunk, with_bias: bool = True, **settings: Any
+    ) -> None:
         super().__init__()
-        self.trunk = CvTTrunk(arch, **settings)
+        self.trunk = family(arch, **settings)
+        for module in self.trunk.modules():
+            if isinstance(module, Attention):
+                module.with_bias = with_bias
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [x.contiguous() for x in self.trunk(x)[0]]
+        _, outputs = self.trunk.compute(x, None)
+        return [output.maps[0].contiguous() for output in outputs]
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,9 @@ CANDIDATES: dict[str, Candidate] = {
     'cvt-13-fp16': Candidate(lambda: Maps('cvt-13'), dtype=torch.float16),
     'cvt-13-checkpointed': Candidate(lambda: Maps('cvt-13', with_cp=True)),
     'cvt-21': Candidate(lambda: Maps('cvt-21')),
+    'cmt-s': Candidate(lambda: Maps('cmt-s', CMTTrunk)),
+    'cmt-s-without-bias': Candidate(lambda: Maps('cmt-s', CMTTrunk, with_bias=False)),
+    'cmt-s-windowed': Candidate(lambda: Maps('cmt-s', CMTTrunk, window_size='pretrain')),
     'hf-cvt-13': Candidate(HuggingFaceCvT),
     'swin-t': Candidate(_timm('swin_tiny_patch4_window7_224', strict_img_size=False)),
     'pvtv2-b2': Candidate(_timm('pvt_v2_b2')),

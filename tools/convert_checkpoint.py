@@ -1,38 +1,48 @@
-"""Convert a CvT checkpoint from any known format to another, and check that the outcome computes the same.
+"""Convert a checkpoint of CvT or CMT from any known format to another, and check that the outcome computes the same.
 
 IN is whatever init_cfg takes: a file, a folder, an https:// or hf:// address, or a published name. Of a trained
-detector or segmentor the backbone is taken.
+detector or segmentor the backbone is taken. transformers has no CMT. At the end, the call that loads OUT is printed.
 
 Example:
     python tools/convert_checkpoint.py microsoft-cvt-13/pytorch_model.bin CvT-13.pth
     python tools/convert_checkpoint.py cvt-21-384x384-in22k cvt_21.safetensors --to timm
+    python tools/convert_checkpoint.py cvt-21-384x384-in22k cvt-21 --to hf
     python tools/convert_checkpoint.py work_dirs/upernet_cvt13_ade20k/iter_160000.pth cvt-13-ade20k.safetensors --half
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data import ImageNetInfo
 from timm.layers import QuickGELU
 from torch import Tensor
 
-from cvt_dense import CvTTrunk, cli
+from cvt_dense import cli
 from cvt_dense.checkpoints import load_pretrained, read_checkpoint
-from cvt_dense.checkpoints.files import read
-from cvt_dense.checkpoints.formats import FORMATS, StateDict, to_trunk
-from cvt_dense.checkpoints.load import check_complete, variant_of
+from cvt_dense.checkpoints.families import Family, recognised
+from cvt_dense.checkpoints.formats import StateDict, to_trunk, unwrap
+from cvt_dense.checkpoints.load import check_complete
+from cvt_dense.checkpoints.published import find_published
+from cvt_dense.checkpoints.transformers_config import transformers_config
 from cvt_dense.errors import CheckpointError, UserError
 from cvt_dense.models.cvt.arch import ARCHS
+from cvt_dense.models.trunk import Trunk
 
 TARGETS = {'official': 'official', 'hf': 'transformers', 'timm': 'timm'}
+SUFFIXES = ('.safetensors', '.pth', '.bin')
+#: What timm's models call the settings of a trunk.
+TIMM_SETTINGS = {'in_channels': 'in_chans', 'pretrain_size': 'img_size'}
 IMAGE_SIZE = (65, 98)  # odd, and with maps of different sides: a transposed weight would show
 TOLERANCE = 1e-4  # of the largest value: another implementation, and another order of sums
 HALF_TOLERANCE = 2e-2
@@ -41,7 +51,11 @@ HALF_TOLERANCE = 2e-2
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', metavar='IN', help='checkpoint of any known format')
-    parser.add_argument('out', metavar='OUT', help='.safetensors, .pth or .bin file to write')
+    parser.add_argument(
+        'out',
+        metavar='OUT',
+        help='.safetensors, .pth or .bin file to write; with --to hf also a folder, as from_pretrained takes it',
+    )
     parser.add_argument('--to', choices=list(TARGETS), default='official', help='format of OUT (default: official)')
     parser.add_argument('--prefix', help="what the backbone's parameter names begin with in IN (default: found)")
     parser.add_argument('--half', action='store_true', help='store floating-point tensors in half precision')
@@ -54,6 +68,18 @@ def to_half(tensors: StateDict) -> StateDict:
     return {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
+def kept_for(target: str, family: Family, tensors: StateDict) -> StateDict:
+    """The tensors, under the trunk's names, that models of a format have.
+
+    Output norms and the embedding of a map beyond the last stage are a detector's own.
+    """
+    if target == 'official':
+        return tensors
+    return {
+        key: tensor for key, tensor in tensors.items() if family.stage_of(key) is not None or key.startswith(family.top)
+    }
+
+
 def write(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a state dict."""
     if path.suffix == '.safetensors':
@@ -62,13 +88,71 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> None:
         torch.save(dict(tensors), path)
 
 
-def verify(source: StateDict, variant: str | None, path: Path, target: str, tolerance: float) -> str:
+def write_folder(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
+    """Write a folder as ``save_pretrained`` of transformers does."""
+    folder.mkdir()
+    write(tensors, folder / 'model.safetensors')
+    (folder / 'config.json').write_text(f'{json.dumps(config, indent=2)}\n')
+
+
+def move(partial: Path, out: Path) -> None:
+    """Put a file or folder where it is to be; what a folder there holds besides stays."""
+    if partial.is_dir() and out.is_dir():
+        for file in partial.iterdir():
+            os.replace(file, out / file.name)
+    else:
+        os.replace(partial, out)
+
+
+def labels_of(checkpoint: str, count: int) -> list[str]:
+    """Names of a head's classes: ImageNet's for published weights, those in a folder's config; empty if not known."""
+    config = Path(checkpoint, 'config.json')
+    labels: list[str] = []
+    if find_published(checkpoint):
+        imagenet = ImageNetInfo()
+        labels = [imagenet.index_to_description(index) for index in range(imagenet.num_classes())]
+    elif config.is_file():
+        named = json.loads(config.read_text()).get('id2label') or {}
+        labels = [named.get(str(index), '') for index in range(len(named))]
+    return labels if len(labels) == count else []
+
+
+def call_for(target: str, family: Family, variant: str, tensors: StateDict, out: Path) -> str | None:
+    """The line of Python that loads what was written; None if no short one does.
+
+    Args:
+        family: That it is of.
+        target: A key of :data:`~cvt_dense.checkpoints.formats.FORMATS`.
+        variant: The known variant that it is of.
+        tensors: What was written, under the trunk's names.
+        out: Where it is.
+    """
+    name, path, head = variant.replace('-', '_'), str(out), tensors.get('head.weight')
+    settings = family.settings_like(variant, tensors)
+    if target == 'timm':
+        options = ', features_only=True' if head is None else ''
+        options += f', num_classes={len(head)}' if head is not None and len(head) != 1000 else ''
+        options += ''.join(f', {TIMM_SETTINGS[key]}={value}' for key, value in settings.items())
+        return f'import cvt_dense, timm; model = timm.create_model({name!r}{options}, checkpoint_path={path!r})'
+    if target == 'official':
+        options = ''.join(f', {key}={value}' for key, value in settings.items())
+        init_cfg, kind = f"dict(type='Pretrained', checkpoint={path!r})", family.name
+        call = f'{kind}({variant!r}{options}, init_cfg={init_cfg})'
+        return f'from cvt_dense import {kind}; model = {call}; model.init_weights()'
+    if not out.is_dir():
+        return None
+    kind = 'CvtModel' if head is None else 'CvtForImageClassification'
+    return f'from transformers import {kind}; model = {kind}.from_pretrained({path!r})'
+
+
+def verify(source: StateDict, family: Family, variant: str | None, path: Path, target: str, tolerance: float) -> str:
     """Compare what a converted checkpoint holds, and what its users compute with it, with what it was made of.
 
     Args:
         source: Under the trunk's names.
+        family: That they are of.
         variant: The known variant that they are of, if any.
-        path: The converted file.
+        path: The converted file or folder.
         target: Its format, a key of :data:`~cvt_dense.checkpoints.formats.FORMATS`.
         tolerance: How far the outputs may differ, as a part of their largest value.
 
@@ -78,7 +162,7 @@ def verify(source: StateDict, variant: str | None, path: Path, target: str, tole
     Raises:
         CheckpointError: If the file does not hold the same tensors, or something else is computed with it.
     """
-    back = to_trunk(read(path))
+    back = to_trunk(read_checkpoint(str(path)), formats=family.formats)
     if (
         back is None
         or back[1] != target
@@ -89,81 +173,128 @@ def verify(source: StateDict, variant: str | None, path: Path, target: str, tole
         return 'reads back with the same names and shapes; no known variant, so no image was run'
     if target == 'transformers' and not find_spec('transformers'):
         return 'reads back with the same names and shapes; transformers is not installed, so no image was run'
-    trunk = CvTTrunk(variant)
+    trunk = family.trunk_like(variant, source).eval()
+    image = random_image(trunk.in_channels)
+    if target == 'official':
+        load_pretrained(trunk, str(path))
+        got = last_map(trunk, image)
+    else:
+        got = OUTPUTS[target](variant, family.settings_like(variant, source), path, image)
     trunk.load_state_dict({key: tensor for key, tensor in source.items() if key in trunk.state_dict()}, strict=False)
-    expected = trunk.eval()(random_image())[0][-1]
-    got = OUTPUTS[target](variant, path)
+    expected = last_map(trunk, image)
     difference = float((got - expected).abs().max() / expected.abs().max())
     if not difference <= tolerance:
         raise CheckpointError(f'conversion to the {target} format changed the outputs by {difference:.1e}')
     return f'ran {variant} on an image before and after: off by {difference:.1e} of the largest value'
 
 
-def random_image() -> Tensor:
-    return torch.randn(1, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+def random_image(channels: int) -> Tensor:
+    return torch.randn(1, channels, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def official_output(variant: str, path: Path) -> Tensor:
-    """The last map, of the trunk that has loaded a file."""
-    trunk = CvTTrunk(variant).eval()
-    load_pretrained(trunk, str(path))
-    return trunk(random_image())[0][-1]
+def last_map(trunk: Trunk, image: Tensor) -> Tensor:
+    """The last map that a trunk makes of an image."""
+    _, outputs = trunk.compute(image, None)
+    return outputs[-1].maps[0]
 
 
-def timm_output(variant: str, path: Path) -> Tensor:
+def timm_output(variant: str, settings: Mapping[str, int], path: Path, image: Tensor) -> Tensor:
     """The last map, of the timm model that has loaded a file."""
-    name = variant.replace('-', '_')
     model = timm.create_model(
-        name, pretrained=True, features_only=True, out_indices=(2,), pretrained_cfg_overlay=dict(file=str(path))
+        variant.replace('-', '_'),
+        features_only=True,
+        out_indices=(-1,),
+        checkpoint_path=str(path),
+        **{TIMM_SETTINGS[key]: value for key, value in settings.items()},
     )
-    return model.eval()(random_image())[0]
+    return model.eval()(image)[0]
 
 
-def transformers_output(variant: str, path: Path) -> Tensor:
-    """The last map, of the model of ``transformers`` that has loaded a file, with our activation."""
+def transformers_output(variant: str, settings: Mapping[str, int], path: Path, image: Tensor) -> Tensor:
+    """The last map, of the model of ``transformers`` that has loaded a file or a folder, with our activation."""
     from transformers import CvtConfig, CvtForImageClassification
 
     arch = ARCHS[variant]
-    config = CvtConfig(embed_dim=list(arch.embed_dims), num_heads=list(arch.num_heads), depth=list(arch.depths))
+    if path.is_dir():
+        config = CvtConfig.from_pretrained(path)
+    else:
+        config = CvtConfig(
+            embed_dim=list(arch.embed_dims),
+            num_heads=list(arch.num_heads),
+            depth=list(arch.depths),
+            num_channels=image.shape[1],
+        )
     model = CvtForImageClassification(config).eval()
     for module in model.modules():
         if type(module).__name__ == 'CvtIntermediate':
             module.activation = QuickGELU()  # the published weights', while the port has GELU
-    stages = {key: tensor for key, tensor in read(path).items() if key.startswith('cvt.')}
+    content = read_checkpoint(str(path))
+    stages = {key: tensor for key, tensor in content.items() if key.startswith('cvt.')}
     missing, unexpected = model.load_state_dict(stages, strict=False)
     if unexpected or any(key.startswith('cvt.') and not key.endswith('num_batches_tracked') for key in missing):
         raise CheckpointError('conversion to the transformers format gave names that transformers does not have')
-    return model(random_image(), output_hidden_states=True).hidden_states[-1]
+    return model(image, output_hidden_states=True).hidden_states[-1]
 
 
-OUTPUTS = {'official': official_output, 'timm': timm_output, 'transformers': transformers_output}
+OUTPUTS = {'timm': timm_output, 'transformers': transformers_output}
+
+
+def check_out(out: Path, target: str, force: bool) -> bool:
+    """Check where the outcome is to go; returns whether that is a folder.
+
+    Raises:
+        UserError: If it has a wrong name, or is there already.
+    """
+    as_folder = target == 'transformers' and out.suffix not in SUFFIXES
+    if not as_folder and out.suffix not in SUFFIXES:
+        raise UserError(f'{out} must end in .safetensors, .pth or .bin; with --to hf it can be a folder')
+    if out.exists() and out.is_dir() != as_folder:
+        raise UserError(f'{out} is a {"folder" if out.is_dir() else "file"}; choose another name')
+    if out.exists() and not force and not (as_folder and not any(out.iterdir())):
+        raise UserError(f'{out} exists; overwrite it with --force')
+    return as_folder
 
 
 def main() -> None:
     args = parse_args()
-    out = Path(args.out)
-    if out.suffix not in ('.safetensors', '.pth', '.bin'):
-        raise UserError(f'{out} must end in .safetensors, .pth or .bin')
-    if out.exists() and not args.force:
-        raise UserError(f'{out} exists; overwrite it with --force')
-    converted = to_trunk(read_checkpoint(args.checkpoint), args.prefix)
-    if converted is None:
-        raise UserError(f'checkpoint {args.checkpoint} holds no CvT weights of any known format')
-    tensors, found = converted
-    check_complete(args.checkpoint, tensors)
-    variant = variant_of(tensors)
-    target = TARGETS[args.to]
+    out, target = Path(args.out), TARGETS[args.to]
+    as_folder = check_out(out, target, args.force)
+    tensors = unwrap(read_checkpoint(args.checkpoint), args.prefix)
+    recognition = recognised(tensors)
+    if recognition is None:
+        raise UserError(f'checkpoint {args.checkpoint} holds no weights of CvT or CMT, of any known format')
+    family, found = recognition
+    if target not in family.formats:
+        raise UserError(f'{args.checkpoint} is of {family.name}, which has no {args.to} format: leave out --to')
+    whole = family.formats[found].to_trunk(tensors)
+    check_complete(args.checkpoint, whole, family)
+    variant = family.variant_of(whole)
+    if as_folder and variant is None:
+        raise UserError(f"{args.checkpoint} is of no known variant, so transformers' config is not known: write a file")
+    kept = kept_for(target, family, to_half(whole) if args.half else whole)
     out.parent.mkdir(parents=True, exist_ok=True)
     # OUT appears only when it is whole and found to be right.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.partial-') as folder:
-        partial = Path(folder) / out.name
-        write(FORMATS[target].from_trunk(to_half(tensors) if args.half else tensors), partial)
+        partial, renamed = Path(folder) / out.name, family.formats[target].from_trunk(kept)
+        if as_folder:
+            labels = labels_of(args.checkpoint, len(kept.get('head.weight', ())))
+            write_folder(renamed, transformers_config(kept, ARCHS[variant], labels), partial)
+        else:
+            write(renamed, partial)
+        source = {key: tensor for key, tensor in whole.items() if key in kept}
         with torch.no_grad():
-            verdict = verify(tensors, variant, partial, target, HALF_TOLERANCE if args.half else TOLERANCE)
-        os.replace(partial, out)
-    size = out.stat().st_size / 2**20
-    print(f'{args.checkpoint} ({found} format) -> {out} ({target} format), {len(tensors)} tensors, {size:.1f} MiB')
+            verdict = verify(source, family, variant, partial, target, HALF_TOLERANCE if args.half else TOLERANCE)
+        move(partial, out)
+    files = [file for file in out.iterdir() if file.is_file()] if as_folder else [out]
+    size = sum(file.stat().st_size for file in files) / 2**20
+    print(f'{args.checkpoint} ({found} format) -> {out} ({target} format), {len(kept)} tensors, {size:.1f} MiB')
+    left_out = sorted({key.split('.')[0] for key in whole.keys() - kept.keys()})
+    if left_out:
+        print(f'left out, since no model of {target} has them: {", ".join(left_out)}')
     print(verdict)
+    if variant is not None:
+        call = call_for(target, family, variant, kept, out)
+        print(f'to load it: {call}' if call else 'from_pretrained of transformers takes a folder: OUT without a suffix')
 
 
 if __name__ == '__main__':

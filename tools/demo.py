@@ -33,10 +33,10 @@ from cvt_dense.engine.devices import hide_gpu_without_operators
 from cvt_dense.engine.interruption import Interrupted
 from cvt_dense.errors import UserError
 from cvt_dense.visualization.curves import last_metric, read_history
+from cvt_dense.visualization.painter import SCORE_THRESHOLD
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'maskrcnn_cvttiny_fpn_shapes.py'
 SIZE = 160  # side of a scene in pixels
-SCORE_THRESHOLD = 0.5
 COLUMNS = 4
 GRID = 'predictions.png'  # written last
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
     from cvt_dense.analysis.memory import MemoryEstimate
+    from cvt_dense.errors import UserError
 
 COLOURS = {OK: '\x1b[32m', NOTE: '\x1b[33m', FAIL: '\x1b[31m'}
 #: What Python and its libraries take beside a training step on a CPU (0.8 GiB measured), CUDA's context on a GPU.
@@ -99,26 +100,43 @@ def report(checks: list[Check]) -> int:
 # ----------------------------------------------------------------------------------------------------
 
 
-def check_data(cfg: Config, given: Given, split: str) -> Iterator[Result]:
-    """Whether the data of a split are there and what a sample of them holds can be trained on."""
+def how_to_fix(error: UserError, given: Given, split: str = 'train') -> str:
+    """What cures an error: its own advice, of which options are made a command."""
+    options = error.cure.removeprefix('--cfg-options ')
+    if options == error.cure:
+        return error.cure
+    return given.command('test', options, flags='CHECKPOINT') if split == 'test' else given.command('train', options)
+
+
+def check_data(cfg: Config, given: Given, split: str, loaded: dict[str, list[Any]] | None = None) -> Iterator[Result]:
+    """Whether the data of a split are there and what a sample of them holds can be trained on.
+
+    Args:
+        cfg: What is looked at.
+        given: Where it is from.
+        split: ``train``, ``val`` or ``test``.
+        loaded: The data sets that were loaded go there, for the checks that come after.
+    """
     from cvt_dense.datasets.check import build_dataset, inspect_dataset
     from cvt_dense.datasets.paths import check_data as look_for_data
     from cvt_dense.datasets.paths import datasets_in
+    from cvt_dense.datasets.settings import DataSettings
     from cvt_dense.errors import UserError
 
-    hint = cfg.get('data_hint', 'set data_root in the config')
-    fix = f'{hint}; then {given.command("doctor")}'
     try:
         look_for_data(cfg, (split,))
     except UserError as error:
-        yield Result(FAIL, str(error).removesuffix(f'; {hint}'), fix)
+        yield Result(FAIL, error.fault, how_to_fix(error, given, split))
         return
-    loader = cfg.get(f'{split}_dataloader')
+    loader, evaluators = cfg.get(f'{split}_dataloader'), cfg.get(f'{split}_evaluator')
     for dataset in datasets_in(loader.dataset if loader else None):
         try:
-            yield Result(OK, inspect_dataset(build_dataset(dataset, cfg.default_scope), cfg.get(f'{split}_evaluator')))
+            built = build_dataset(dataset, cfg.default_scope)
+            yield Result(OK, inspect_dataset(built, evaluators, DataSettings(cfg, split)))
+            if loaded is not None:
+                loaded.setdefault(split, []).append(built)
         except UserError as error:
-            yield Result(FAIL, str(error), fix)
+            yield Result(FAIL, error.fault, how_to_fix(error, given, split))
 
 
 def check_classes(cfg: Config, given: Given) -> Iterator[Result]:
@@ -131,6 +149,8 @@ def check_classes(cfg: Config, given: Given) -> Iterator[Result]:
     for dataset in datasets_in(cfg.train_dataloader.dataset):
         metainfo = build_dataset(dataset, cfg.default_scope).metainfo
         classes = metainfo.get('classes') or ()
+        if isinstance(classes, str):  # which is what is said of the data
+            continue
         wrong = wrong_heads(cfg, metainfo)
         if wrong:
             message, command = what_is(wrong), given.command('train', options_for(wrong))
@@ -150,12 +170,15 @@ def check_checkpoint(cfg: Config, given: Given) -> Iterator[Result]:
     from cvt_dense.errors import CheckpointError
     from cvt_dense.registry import type_name
 
-    command = given.command('train', 'model.backbone.init_cfg.checkpoint=PATH')
-    ways = f'{command} with a copy, or model.backbone.init_cfg=None for none'
+    def ways(*before: str) -> str:
+        command = given.command('train', *before, 'model.backbone.init_cfg.checkpoint=PATH')
+        return f'{command} of one that fits, or with model.backbone.init_cfg=None for none'
+
     try:
         pretrained = read_init_cfg(cfg.model.backbone.get('init_cfg')).pretrained
     except CheckpointError as error:
-        yield Result(FAIL, str(error), ways)
+        anew = ('model.backbone.init_cfg._delete_=True', 'model.backbone.init_cfg.type=Pretrained')
+        yield Result(FAIL, str(error), ways(*anew))
         return
     if not pretrained:
         yield Result(NOTE, 'none: the backbone starts from random weights')
@@ -165,7 +188,7 @@ def check_checkpoint(cfg: Config, given: Given) -> Iterator[Result]:
             path = find_here(checkpoint)
             if path is None:
                 yield Result(OK, f'{checkpoint} is not here yet, and {check_reachable(checkpoint)} has it')
-            elif type_name(cfg.model.backbone) == 'CvT':
+            elif type_name(cfg.model.backbone) in ('CvT', 'CMT'):
                 with torch.device('meta'):
                     backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
                 _, found = read_fitting(backbone, str(path), source.prefix)
@@ -173,7 +196,7 @@ def check_checkpoint(cfg: Config, given: Given) -> Iterator[Result]:
             else:
                 yield Result(OK, f'{checkpoint} is here')
         except CheckpointError as error:
-            yield Result(FAIL, str(error), ways)
+            yield Result(FAIL, str(error), ways())
 
 
 def check_memory(cfg: Config, given: Given) -> Iterator[Result]:
@@ -237,17 +260,66 @@ def options_for_memory(cfg: Config, available: int) -> tuple[list[str], bool]:
     return ['model.backbone.with_cp=True', f'train_dataloader.batch_size={batch_size}'], not too_much
 
 
-def check_learning_rate(cfg: Config) -> Iterator[Result]:
+def check_learning_rate(cfg: Config, given: Given) -> Iterator[Result]:
     """Whether the learning rate is meant for the batch of one process."""
-    base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
-    batch_size, rate = cfg.train_dataloader.batch_size, cfg.optim_wrapper.optimizer.get('lr')
+    scaling, optimizer = cfg.get('auto_scale_lr') or {}, cfg.optim_wrapper.get('optimizer') or {}
+    base, batch_size, rate = scaling.get('base_batch_size'), cfg.train_dataloader.batch_size, optimizer.get('lr')
     if base is None:
-        yield Result(NOTE, f'{rate}; the config does not say for which size of batch (auto_scale_lr.base_batch_size)')
-    elif batch_size == base or cfg.auto_scale_lr.get('enable'):
-        yield Result(OK, f'{rate} at {base} images a batch; it is {batch_size} on one GPU or CPU')
+        text = f'{rate}; the config does not say for which size of batch (auto_scale_lr.base_batch_size)'
+        yield Result(NOTE, text)
+    elif batch_size == base:
+        yield Result(OK, f'{rate} is for {base} images a batch, as it is on one GPU or CPU')
+    elif scaling.get('enable'):
+        yield Result(OK, f'{rate} for {base} images a batch, scaled to what it is: {batch_size} on one GPU or CPU')
     else:
-        hint = 'start as many processes as make it up, or train with --auto-scale-lr'
-        yield Result(NOTE, f'{rate} is for {base} images a batch, and it is {batch_size} on one GPU or CPU: {hint}')
+        processes = f'start {base // batch_size} processes, or ' if base % batch_size == 0 else ''
+        yield Result(
+            NOTE,
+            f'{rate} is for {base} images a batch, and it is {batch_size} on one GPU or CPU: {processes}'
+            f'let the rate be scaled: {given.command("train", flags="--auto-scale-lr")}',
+        )
+
+
+def check_schedule(cfg: Config, loaded: dict[str, list[Any]]) -> Iterator[Result]:
+    """Whether a run is as long as its schedule."""
+    from cvt_dense.datasets.paths import datasets_in
+    from cvt_dense.engine.faults import schedule_faults
+
+    datasets, dataset = loaded.get('train', []), cfg.train_dataloader.dataset
+    is_plain = len(datasets) == 1 and next(iter(datasets_in(dataset))) is dataset
+    epoch = -(-len(datasets[0]) // cfg.train_dataloader.batch_size) if is_plain else None
+    faults = schedule_faults(cfg, epoch)
+    yield from (Result(NOTE, fault) for fault in faults)
+    if not faults:
+        loop = cfg.train_cfg
+        length = f'{loop.get("max_iters")} iterations'
+        if loop.get('max_epochs'):
+            length = f'{loop.max_epochs} epochs{f" of {epoch} iterations" if epoch else ""}'
+        yield Result(OK, f'{length}; warm-up, decay and evaluation are within them')
+
+
+def check_objects(cfg: Config, loaded: dict[str, list[Any]]) -> Iterator[Result]:
+    """Whether a detector's anchors and limits fit the objects of its training data."""
+    from cvt_dense.engine.objects import lines_of_objects, objects_of
+
+    for dataset in loaded.get('train', []):
+        objects = objects_of(dataset)
+        if objects is None:
+            continue
+        lines = lines_of_objects(cfg, objects)
+        yield from (Result(NOTE, line) for line in lines)
+        if not lines:
+            yield Result(OK, f'{objects}')
+
+
+def check_silent_faults(cfg: Config) -> Iterator[Result]:
+    """Whether something is wrong with the model or its pictures although it would train."""
+    from cvt_dense.engine.faults import silent_faults
+
+    faults = silent_faults(cfg)
+    yield from (Result(NOTE, fault) for fault in faults)
+    if not faults:
+        yield Result(OK, 'no wrong strides, no pictures unlike the weights, no map that nothing reads, as far as seen')
 
 
 def check_parts(cfg: Config) -> Iterator[Result]:
@@ -258,7 +330,16 @@ def check_parts(cfg: Config) -> Iterator[Result]:
     try:
         check_complete(cfg, 'train')
     except UserError as error:
-        yield Result(FAIL, str(error), 'set it in the config')
+        yield Result(FAIL, error.fault, error.cure)
+
+
+def splits_of(cfg: Config) -> list[str]:
+    """The splits that a config has data for; those for tests are mostly those for validation."""
+    splits = ['train', 'val'] if cfg.get('val_cfg') else ['train']
+    own, others = ((cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in ('test', 'val'))
+    if own and cfg.get('test_cfg') and (own != others or cfg.get('test_evaluator') != cfg.get('val_evaluator')):
+        splits.append('test')
+    return splits
 
 
 def config_checks(cfg: Config, given: Given) -> list[Check]:
@@ -266,13 +347,19 @@ def config_checks(cfg: Config, given: Given) -> list[Check]:
     missing = list(check_parts(cfg))
     if missing:
         return [Check('config', lambda: iter(missing))]
-    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+    loaded: dict[str, list[Any]] = {}
     return [
-        *(Check(f'{split} data', lambda split=split: check_data(cfg, given, split)) for split in splits),
+        *(
+            Check(f'{split} data', lambda split=split: check_data(cfg, given, split, loaded))
+            for split in splits_of(cfg)
+        ),
         Check('classes', lambda: check_classes(cfg, given)),
         Check('checkpoint', lambda: check_checkpoint(cfg, given)),
+        *([Check('objects', lambda: check_objects(cfg, loaded))] if cfg.default_scope == 'mmdet' else []),
+        Check('schedule', lambda: check_schedule(cfg, loaded)),
+        Check('silent faults', lambda: check_silent_faults(cfg)),
         Check('memory', lambda: check_memory(cfg, given)),
-        Check('learning rate', lambda: check_learning_rate(cfg)),
+        Check('learning rate', lambda: check_learning_rate(cfg, given)),
     ]
 
 

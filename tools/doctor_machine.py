@@ -365,7 +365,10 @@ def check_gpu() -> Iterator[Result]:
     if torch.cuda.is_available():
         try:
             torch.ones(1, device='cuda').add_(1)
-        except RuntimeError as error:  # torch was built without code for this generation of GPUs, or its memory is full
+        except torch.OutOfMemoryError as error:
+            fix = 'end the programs that fill it, which nvidia-smi names, or take another: CUDA_VISIBLE_DEVICES=NUMBER'
+            yield Result(FAIL, f'its memory is full: {in_a_line(error)}', fix)
+        except RuntimeError as error:  # torch was built without code for this generation of GPUs
             yield Result(FAIL, f'torch {torch.__version__} cannot compute on it: {in_a_line(error)}', install_torch())
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -25,8 +25,7 @@ from cvt_dense.engine import launch
 from cvt_dense.engine.config import load_config
 from cvt_dense.engine.devices import hide_gpu_without_operators
 from cvt_dense.errors import UserError
-
-SCORE_THRESHOLD = 0.3
+from cvt_dense.visualization.painter import SCORE_THRESHOLD
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,6 +18,7 @@ from cvt_dense import cli
 cli.need('mmengine', 'mmcv')  # before the imports that would end in a stack trace
 
 from cvt_dense.engine import launch, options
+from cvt_dense.engine.command import command
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +52,7 @@ def main() -> None:
         options.enable_auto_scale_lr(cfg)
     if args.tensorboard:
         options.log_to_tensorboard(cfg)
+    command.remember(cfg)
     launch.train(cfg, args.resume)
 
 

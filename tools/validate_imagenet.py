@@ -25,6 +25,9 @@ from cvt_dense.checkpoints import read_checkpoint
 from cvt_dense.checkpoints.published import find_published
 from cvt_dense.errors import CheckpointError, UserError
 
+#: Patterns of our models' names in timm.
+FAMILIES = ['cvt_*', 'cmt_*']
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,8 +52,8 @@ def build_model(name: str, checkpoint: str | None) -> nn.Module:
         UserError: If there is no such model, or its head does not fit.
         CheckpointError: If the weights are not found or do not cover the model.
     """
-    if name not in timm.list_models('cvt_*') and name not in timm.list_pretrained('cvt_*'):
-        known = ', '.join(timm.list_pretrained('cvt_*'))
+    if name not in timm.list_models(FAMILIES) and name not in timm.list_pretrained(FAMILIES):
+        known = ', '.join(timm.list_pretrained(FAMILIES))
         raise UserError(f'unknown model {name!r}; known are {known}')
     overlay = {}
     if checkpoint:

@@ -12,6 +12,7 @@ import copy
 import os
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,11 +48,13 @@ if find_spec('matplotlib'):
 
 PANEL = 2.3  # width of a panel, in inches
 DPI = 110
+LETTERS = 12  # of a title, an inch
 COLUMNS = 5
 #: Times the mean weight that are drawn brightest, unless a weight is larger: even weights are to look like that.
 BRIGHT = 4
 
 Pixels = NDArray[np.uint8]
+Point = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,11 @@ def parse_args() -> argparse.Namespace:
         'with --arch none, and random weights)',
     )
     parser.add_argument(
-        '--point', nargs=2, type=int, metavar=('X', 'Y'), help='pixel whose attention is drawn (default: the centre)'
+        '--point',
+        nargs=2,
+        type=int,
+        metavar=('X', 'Y'),
+        help='pixel of the image file, upright, whose attention is drawn (default: the centre)',
     )
     parser.add_argument('--heads', action='store_true', help='also draw each head by itself')
     parser.add_argument('--size', type=int, default=640, help='longer side that images are reduced to (default: 640)')
@@ -151,16 +158,39 @@ def _read_config(path: str) -> tuple[CvTTrunk, Mapping[str, Any], str | None, st
     return (trunk, preprocessor, start.checkpoint, start.prefix) if start else (trunk, preprocessor, None, None)
 
 
-def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> tuple[Pixels, tuple[int, int]]:
+@dataclass(frozen=True)
+class Photo:
+    """An image, reduced if it is large, and the query in it.
+
+    Attributes:
+        path: The file.
+        size: Width and height of the file's image, upright.
+        query: Column and row of the query in the file's image.
+        pixels: ``(H, W, 3)``, RGB, reduced.
+        place: Column and row of the query in these.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    query: Point
+    pixels: Pixels
+    place: Point
+
+    @property
+    def description(self) -> str:
+        """The image's size, and the one that it was reduced to if it was."""
+        height, width = self.pixels.shape[:2]
+        full = f'{self.size[0]}x{self.size[1]}'
+        return f'{full} pixels' + ('' if (width, height) == self.size else f' reduced to {width}x{height}')
+
+
+def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> Photo:
     """Read an image, and reduce it if it is large.
 
     Args:
         path: The file.
-        point: Column and row of a pixel of the file's image; None for its centre.
+        point: Column and row of a pixel of the file's image, upright; None for its centre.
         longer_side: The most pixels that a side may have.
-
-    Returns:
-        ``(H, W, 3)``, RGB; and the point in it.
 
     Raises:
         UserError: If the file is not an image, the image is too small, or the point lies outside of it.
@@ -168,27 +198,29 @@ def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> tup
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+            stored = Image.open(path)
+            image = ImageOps.exif_transpose(stored).convert('RGB')
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's for broken files
         raise UserError(f'image {path} cannot be read: {reason(error)}') from error
     full = image.size
     x, y = point or (full[0] // 2, full[1] // 2)
     if not (0 <= x < full[0] and 0 <= y < full[1]):
-        raise UserError(f'--point {x} {y} lies outside of image {path}, which has {full[0]}x{full[1]} pixels')
+        upright = '' if full == stored.size else ', turned upright by its EXIF orientation'
+        raise UserError(f'--point {x} {y} lies outside of image {path}, which has {full[0]}x{full[1]} pixels{upright}')
     image.thumbnail((longer_side, longer_side), Image.Resampling.BICUBIC)
     if min(image.size) < MIN_SIZE:
         reduced = '' if image.size == full else f' once it is reduced to {image.width}x{image.height}'
         raise UserError(f'image {path} of {full[0]}x{full[1]} pixels is smaller than {MIN_SIZE}x{MIN_SIZE}{reduced}')
     column, row = (int((place + 0.5) * now / before) for place, now, before in zip((x, y), image.size, full))
-    return np.array(image), (column, row)
+    return Photo(path, full, (x, y), np.array(image), (column, row))
 
 
-def draw_features(pixels: Pixels, point: tuple[int, int], views: Sequence[StageView], title: str) -> Figure:
+def draw_features(photo: Photo, views: Sequence[StageView], title: str) -> Figure:
     """Each stage's map: its first three principal components as red, green and blue, and its tokens' norms."""
+    pixels = photo.pixels
     figure = _figure(2, 1 + len(views), pixels, title)
     axes = figure.subplots(2, 1 + len(views))
-    _show(axes[0, 0], pixels, f'image, {pixels.shape[1]}×{pixels.shape[0]}')
-    _mark(axes[0, 0], point)
+    _show_query(axes[0, 0], photo)
     axes[1, 0].set_axis_off()
     for stage, (column, view) in enumerate(zip(axes.T[1:], views)):
         channels, height, width = view.features.shape
@@ -200,7 +232,7 @@ def draw_features(pixels: Pixels, point: tuple[int, int], views: Sequence[StageV
     return figure
 
 
-def draw_attention(pixels: Pixels, point: tuple[int, int], views: Sequence[StageView], title: str) -> Figure:
+def draw_attention(photo: Photo, views: Sequence[StageView], title: str) -> Figure:
     """What the query attends to in each block, the mean over its heads."""
     panels = [
         (f'stage {stage}, block {block}', row.weights.mean(0), row.cls_weights.mean(), row.stride)
@@ -208,34 +240,35 @@ def draw_attention(pixels: Pixels, point: tuple[int, int], views: Sequence[Stage
         for block, row in enumerate(view.attention)
     ]
     rows = -(-(1 + len(panels)) // COLUMNS)
-    figure = _figure(rows, COLUMNS, pixels, title)
+    figure = _figure(rows, COLUMNS, photo.pixels, title)
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    _show(axes[0], pixels, 'image and query')
-    _mark(axes[0], point)
+    _show_query(axes[0], photo)
     for panel in axes[1 + len(panels) :]:
         panel.set_axis_off()
     for panel, (name, weights, cls_weight, stride) in zip(axes[1:], panels):
-        _show_weights(panel, pixels, point, name, weights, cls_weight, stride)
+        _show_weights(panel, photo, name, weights, cls_weight, stride)
     return figure
 
 
-def draw_heads(pixels: Pixels, point: tuple[int, int], rows: Sequence[AttentionRow], stage: int, title: str) -> Figure:
+def draw_heads(photo: Photo, rows: Sequence[AttentionRow], stage: int, title: str) -> Figure:
     """What the query attends to in one stage: a row for each block, a column for each head."""
     heads = len(rows[0].weights)
-    figure = _figure(len(rows), heads, pixels, f'{title}, stage {stage}')
+    figure = _figure(len(rows), heads, photo.pixels, f'{title}, stage {stage}')
     axes = figure.subplots(len(rows), heads, squeeze=False)
     for block, row in enumerate(rows):
         for head in range(heads):
             name = f'block {block}, head {head}'
             weights, cls_weight = row.weights[head], row.cls_weights[head]
-            _show_weights(axes[block, head], pixels, point, name, weights, cls_weight, row.stride)
+            _show_weights(axes[block, head], photo, name, weights, cls_weight, row.stride)
     return figure
 
 
 def _figure(rows: int, columns: int, pixels: Pixels, title: str) -> Figure:
     height = PANEL * pixels.shape[0] / pixels.shape[1] + 0.2
-    figure = Figure(figsize=(PANEL * columns, height * rows + 0.3), dpi=DPI, layout='constrained')
-    figure.suptitle(title, fontsize=10)
+    width = PANEL * columns
+    lines = textwrap.wrap(title, int(LETTERS * width))
+    figure = Figure(figsize=(width, height * rows + 0.15 + 0.17 * len(lines)), dpi=DPI, layout='constrained')
+    figure.suptitle('\n'.join(lines), fontsize=10)
     return figure
 
 
@@ -245,10 +278,16 @@ def _show(axes: Axes, picture: NDArray[Any], title: str, **settings: Any) -> Non
     axes.set_axis_off()
 
 
-def _show_weights(
-    axes: Axes, pixels: Pixels, point: tuple[int, int], name: str, weights: Tensor, cls_weight: Tensor, stride: int
-) -> None:
+def _show_query(axes: Axes, photo: Photo) -> None:
+    """The image with the query, which the title names by its pixel of the file's image."""
+    x, y = photo.query
+    _show(axes, photo.pixels, f'{photo.size[0]}×{photo.size[1]}, query at {x} {y}')
+    _mark(axes, photo.place)
+
+
+def _show_weights(axes: Axes, photo: Photo, name: str, weights: Tensor, cls_weight: Tensor, stride: int) -> None:
     """Lay weights over the image in grey; the title has the largest one, as a multiple of the mean of those seen."""
+    pixels = photo.pixels
     relative = weights * (weights > 0).sum() / weights.sum()
     largest = float(relative.max())
     heat = to_pixels(relative / max(largest, BRIGHT), stride, pixels.shape[:2]).numpy()
@@ -257,12 +296,12 @@ def _show_weights(
     opacity = 0.85 * heat[..., None] ** 0.5
     cls = f', cls {100 * cls_weight:.2g} %' if cls_weight > 0 else ''
     _show(axes, (1 - opacity) * grey + opacity * colour, f'{name}: {largest:.2g}×{cls}')
-    _mark(axes, point)
+    _mark(axes, photo.place)
 
 
-def _mark(axes: Axes, point: tuple[int, int]) -> None:
-    axes.plot(*point, 'o', markersize=5, markerfacecolor='none', markeredgecolor='black', markeredgewidth=2.4)
-    axes.plot(*point, 'o', markersize=5, markerfacecolor='none', markeredgecolor='cyan', markeredgewidth=1.2)
+def _mark(axes: Axes, place: Point) -> None:
+    axes.plot(*place, 'o', markersize=5, markerfacecolor='none', markeredgecolor='black', markeredgewidth=2.4)
+    axes.plot(*place, 'o', markersize=5, markerfacecolor='none', markeredgecolor='cyan', markeredgewidth=1.2)
 
 
 def table(views: Sequence[StageView], untrained: Sequence[StageView] | None) -> str:
@@ -289,38 +328,28 @@ def random_twin(trunk: CvTTrunk) -> CvTTrunk:
     return twin
 
 
-def draw(
-    path: Path,
-    pixels: Pixels,
-    point: tuple[int, int],
-    network: Network,
-    twin: CvTTrunk | None,
-    source: str,
-    heads: bool,
-    out: Path,
-) -> None:
+def draw(photo: Photo, network: Network, twin: CvTTrunk | None, source: str, heads: bool, out: Path) -> None:
     """Draw one image's pictures, and print what they show in numbers.
 
     Args:
-        path: The image's file, for names and titles.
-        pixels: What it holds, ``(H, W, 3)``, RGB.
-        point: Column and row of the query.
+        photo: The image, with the query.
         network: What is inspected.
         twin: The same with random weights, to compare with.
         source: Where the weights are from, for titles.
         heads: Whether each head is drawn, too.
         out: Folder to write to.
     """
-    image = network.prepare(pixels)
-    views = inspect_stages(network.trunk.stages, image, point)
-    title = f'{path.name}, {source}'
+    path, (x, y) = photo.path, photo.query
+    image = network.prepare(photo.pixels)
+    views = inspect_stages(network.trunk.stages, image, photo.place)
+    title = f'{path.name}, query at {x} {y}, {source}'
     figures = {
-        'features': draw_features(pixels, point, views, title),
-        'attention': draw_attention(pixels, point, views, title),
+        'features': draw_features(photo, views, title),
+        'attention': draw_attention(photo, views, title),
     }
     if heads:
         figures |= {
-            f'heads{stage}': draw_heads(pixels, point, view.attention, stage, title) for stage, view in enumerate(views)
+            f'heads{stage}': draw_heads(photo, view.attention, stage, title) for stage, view in enumerate(views)
         }
     # A picture appears only when it is whole.
     with tempfile.TemporaryDirectory(dir=out, prefix='.partial-') as folder:
@@ -328,10 +357,9 @@ def draw(
             partial = Path(folder, f'{path.stem}_{name}.png')
             figure.savefig(partial)
             os.replace(partial, out / partial.name)
-    height, width = pixels.shape[:2]
     print(f'\n{out / path.stem}_*.png: {", ".join(figures)}')
-    print(f'{width}x{height} pixels, query at {point[0]} {point[1]}')
-    print(table(views, twin and inspect_stages(twin.stages, image, point)))
+    print(f'{photo.description}, query at {x} {y}')
+    print(table(views, twin and inspect_stages(twin.stages, image, photo.place)))
 
 
 def main() -> None:
@@ -344,7 +372,7 @@ def main() -> None:
     double = next((path for path in paths if [p.stem for p in paths].count(path.stem) > 1), None)
     if double:
         raise UserError(f'two images are named {double.stem}, and their pictures would be too')
-    images = [read_image(path, args.point, args.size) for path in paths]
+    photos = [read_image(path, args.point, args.size) for path in paths]
     network = build_network(args.arch, args.config, args.checkpoint)
     twin = None
     if network.report is None:
@@ -357,8 +385,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     done = 0
     try:
-        for path, (pixels, point) in zip(paths, images):
-            draw(path, pixels, point, network, twin, source, args.heads, out)
+        for photo in photos:
+            draw(photo, network, twin, source, args.heads, out)
             done += 1
     except KeyboardInterrupt as interrupt:
         stop = cli.stop_of(interrupt)

@@ -183,7 +183,7 @@ auto_scale_lr = dict(enable=False, base_batch_size=8)
 default_scope = None
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
-    logger=dict(type=LoggerHook, interval=20),
+    logger=dict(type=LoggerHook, interval=20, log_metric_by_epoch=False),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=CheckpointHook, interval=1, max_keep_ckpts=1, save_best='coco/bbox_mAP'),
     sampler_seed=dict(type=DistSamplerSeedHook),

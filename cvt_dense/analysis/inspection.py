@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..models.cvt.layers import ConvAttention
 from ..models.cvt.trunk import Stage
+from ..models.layout import Layout
 from ..models.stages import run_stages
 from ..models.tokens import Size
 from ..models.window_layout import cut, key_map_size
@@ -86,10 +87,10 @@ def inspect_stages(stages: Sequence[Stage], image: Tensor, point: tuple[int, int
         for stage, stride, rows_of_stage in zip(stages, strides, rows):
             for block in stage.blocks:
                 _record_row(block.attn, point, stride, rows_of_stage, hooks)
-        outputs = run_stages(stages, image)
+        outputs = run_stages(stages, [image])
     return [
         StageView(features[0], stride, _query_at(point, stride, features.shape[2:]), tuple(rows_of_stage))
-        for (_, features), stride, rows_of_stage in zip(outputs, strides, rows)
+        for (_, (features,)), stride, rows_of_stage in zip(outputs, strides, rows)
     ]
 
 
@@ -105,8 +106,8 @@ def _record_row(
     def keep_key(module: Any, args: Any, output: Tensor) -> None:
         projected['key'] = output[0]
 
-    def append_row(module: ConvAttention, args: tuple[Tensor, Size], output: Tensor) -> None:
-        size = args[1]
+    def append_row(module: ConvAttention, args: tuple[Tensor, Layout], output: Tensor) -> None:
+        size = args[1].sizes[0]
         row = attention_row(module, projected.pop('query'), projected.pop('key'), size, _query_at(point, stride, size))
         num_prefix = int(module.with_cls_token)
         weights = row[:, num_prefix:].unflatten(1, key_map_size(size, module.kv_stride))
@@ -131,6 +132,7 @@ def attention_row(module: ConvAttention, query: Tensor, key: Tensor, size: Size,
         ``(heads, P + Hk * Wk)``; 0 for keys outside of the query's window.
     """
     num_prefix = int(module.with_cls_token)
+    (query,) = module.scaled(query[None], key[None], size)
     one = query[num_prefix + position[0] * size[1] + position[1]].unflatten(0, (module.num_heads, -1))
     keys = key.unflatten(1, (module.num_heads, -1))
     products = module.scale * torch.einsum('hc,khc->hk', one, keys)

@@ -78,7 +78,7 @@ class Predictor:
             with self._in_scope(), _one_line_for_mistakes():
                 meta = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
         self.classes: tuple[str, ...] = tuple(meta.get('classes') or ())
-        self.painter = Painter(self.classes, meta.get('palette'))
+        self.painter = Painter.of(meta)
 
     def load(self, path: Path, image_id: int, name: str) -> Item:
         """Read an image, as for training: upright, three channels of 8 bits.

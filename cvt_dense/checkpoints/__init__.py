@@ -1,4 +1,4 @@
-"""Published CvT weights: recognise, find and load them, and say what is wrong with them."""
+"""Published weights: recognise, find and load them, and say what is wrong with them."""
 
 from .load import LoadReport, load_pretrained, read_checkpoint
 from .published import PUBLISHED, Published

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, reason
 from .files import is_file_name, read, shard_names
+from .hashes import compare_hash
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
@@ -92,4 +93,5 @@ def _fetch(url: str, target: Path) -> None:
             raise CheckpointError(str(error).replace(str(partial), url)) from error
         for name in shards:
             download(_beside(url, name))
+        compare_hash(url, partial, target)
         os.replace(partial, target)

@@ -1,4 +1,4 @@
-"""Formats of CvT checkpoints, each a pair of pure functions between its parameter names and the trunk's.
+"""Formats of checkpoints, each a pair of pure functions between its parameter names and the trunk's.
 
 The trunk's names are those of the authors' ``.pth`` files, so only foreign formats are renamed.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 StateDict = dict[str, Tensor]
 
 #: Keys under which training frameworks keep the model beside their optimizer and bookkeeping.
-_CONTAINERS = ('state_dict', 'model')
+_CONTAINERS = ('state_dict', 'model', 'model_ema')
 #: What wrappers and detectors put before the backbone's names.
 _WRAPPERS = ('module.', '_orig_mod.', 'backbone.')
 
@@ -95,7 +95,7 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
 
 def is_timm(state_dict: Mapping[str, Any]) -> bool:
     """Whether the keys are those of the models that :mod:`cvt_dense.backbones.timm` registers in timm."""
-    return any(re.match(r'stages\.\d+\.patch_embed\.proj\.', key) for key in state_dict)
+    return not is_timm_cmt(state_dict) and any(re.match(r'stages\.\d+\.patch_embed\.proj\.', key) for key in state_dict)
 
 
 def from_timm(state_dict: Mapping[str, Tensor]) -> StateDict:
@@ -123,6 +123,54 @@ class Format:
     from_trunk: Callable[[Mapping[str, Tensor]], StateDict]
 
 
+def is_official_cmt(state_dict: Mapping[str, Any]) -> bool:
+    """Whether the keys are those of CMT's trunk, which are those of its authors' files."""
+    return any(re.match(r'(patch_embed|blocks)_[a-z]\.', key) for key in state_dict)
+
+
+def is_timm_cmt(state_dict: Mapping[str, Any]) -> bool:
+    """Whether the keys are those of the models that :mod:`cvt_dense.backbones.timm_cmt` registers in timm."""
+    return any(re.match(r'stages\.\d+\.(stem\.|relative_pos$|blocks\.\d+\.mlp\.proj_bn\.)', key) for key in state_dict)
+
+
+#: What a timm model of CMT calls the parts of the classifier.
+_CMT_TOP = {'_fc': 'conv_head', '_bn': 'norm_head'}
+_CMT_TIMM_TOP = {theirs: ours for ours, theirs in _CMT_TOP.items()}
+
+
+def from_timm_cmt(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Rename the parameters of a timm model of CMT."""
+
+    def rename(key: str) -> str:
+        match = re.match(r'^stages\.(\d+)\.(stem|patch_embed|blocks|relative_pos)(.*)$', key)
+        if not match:
+            return _renamed(key, _CMT_TIMM_TOP)
+        stage, part, rest = match.groups()
+        return f'stem_{rest[1:]}' if part == 'stem' else f'{part}_{chr(ord("a") + int(stage))}{rest}'
+
+    return {rename(key): tensor for key, tensor in state_dict.items()}
+
+
+def to_timm_cmt(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Rename the parameters of CMT's trunk, and those of a classifier on it, to those of a timm model."""
+
+    def rename(key: str) -> str:
+        match = re.match(r'^(?:stem_(.+)|(patch_embed|blocks|relative_pos)_([a-z])(.*))$', key)
+        if not match:
+            return _renamed(key, _CMT_TOP)
+        stem, part, letter, rest = match.groups()
+        return f'stages.0.stem.{stem}' if stem else f'stages.{ord(letter) - ord("a")}.{part}{rest}'
+
+    return {rename(key): tensor for key, tensor in state_dict.items()}
+
+
+#: Of CMT, by name.
+CMT_FORMATS: dict[str, Format] = {
+    'official': Format(is_official_cmt, dict, dict),
+    'timm': Format(is_timm_cmt, from_timm_cmt, to_timm_cmt),
+}
+
+#: Of CvT, by name.
 FORMATS: dict[str, Format] = {
     'official': Format(is_official, dict, dict),
     'transformers': Format(is_transformers, from_transformers, to_transformers),
@@ -134,7 +182,8 @@ def unwrap(checkpoint: Mapping[str, Any], prefix: str | None = None) -> StateDic
     """Take the backbone's tensors out of what a training framework saved around them.
 
     Args:
-        checkpoint: A state dict, or a dict that holds one under ``state_dict`` or ``model``.
+        checkpoint: A state dict, or a dict that holds one under ``state_dict``, ``model`` or, without these,
+            ``model_ema``.
         prefix: What the backbone's names begin with; by default ``module.``, ``_orig_mod.`` (torch.compile's) and
             ``backbone.`` are found by themselves.
     """
@@ -152,18 +201,21 @@ def _below(tensors: StateDict, prefix: str) -> StateDict:
     return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def to_trunk(checkpoint: Mapping[str, Any], prefix: str | None = None) -> tuple[StateDict, str] | None:
+def to_trunk(
+    checkpoint: Mapping[str, Any], prefix: str | None = None, formats: Mapping[str, Format] = FORMATS
+) -> tuple[StateDict, str] | None:
     """Bring a checkpoint of any known format to the trunk's parameter names.
 
     Args:
         checkpoint: As read from a file.
         prefix: As :func:`unwrap` takes it.
+        formats: The known ones, by name; by default those of CvT.
 
     Returns:
         The renamed tensors and the format's name; None if no format fits.
     """
     tensors = unwrap(checkpoint, prefix)
-    for name, known in FORMATS.items():
+    for name, known in formats.items():
         if known.recognises(tensors):
             return known.to_trunk(tensors), name
     return None

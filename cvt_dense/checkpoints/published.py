@@ -1,4 +1,4 @@
-"""The table of what the authors of CvT published, and of what comes with this package."""
+"""The table of what the authors of CvT and CMT published, and of what comes with this package."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class Published:
         resolution: Side of the images that it was trained on last, in pixels.
         data: What it was trained on: ``'ImageNet-1k'``, or ``'ImageNet-22k, ImageNet-1k'`` (pre-trained on the first,
             fine-tuned on the second).
-        top1: Top-1 accuracy on ImageNet-1k's validation images in percent, as published (arXiv 2103.15808, table 3).
+        top1: Top-1 accuracy on ImageNet-1k's validation images in percent, as published (CvT: arXiv 2103.15808,
+            table 3; CMT: the authors' README).
         filename: Name of the authors' own file.
-        repo: Repository on the Hugging Face Hub; it holds the weights as ``pytorch_model.bin``.
+        repo: Repository on the Hugging Face Hub; it holds the weights as ``pytorch_model.bin``. None if there is none.
         timm_tag: Tag of the pre-trained weights in timm.
+        url: Where the authors' own file is, if it is not on the Hub.
     """
 
     name: str
@@ -28,8 +30,9 @@ class Published:
     data: str
     top1: float
     filename: str
-    repo: str
+    repo: str | None
     timm_tag: str
+    url: str | None = None
 
 
 def _published(arch: str, resolution: int, data: str, top1: float, filename: str, repo: str) -> Published:
@@ -37,6 +40,17 @@ def _published(arch: str, resolution: int, data: str, top1: float, filename: str
     tag = 'msft_in22k_ft_in1k_384' if '22k' in data else 'msft_in1k' if resolution == 224 else 'msft_in1k_384'
     name = f'{arch}-{resolution}x{resolution}-{suffix}'
     return Published(name, arch, resolution, data, top1, filename, repo, tag)
+
+
+_RELEASE = 'https://github.com/ggjy/CMT.pytorch/releases/download/release-v1/'
+_FASTMIM = 'https://github.com/ggjy/FastMIM.pytorch/releases/download/release-cls/'
+
+
+def _cmt(arch: str, resolution: int, top1: float, filename: str, folder: str = _RELEASE) -> Published:
+    by_fastmim = folder == _FASTMIM
+    name = f'{arch}-{resolution}x{resolution}{"-fastmim" if by_fastmim else ""}-in1k'
+    tag = 'huawei_fastmim_in1k' if by_fastmim else 'huawei_in1k'
+    return Published(name, arch, resolution, 'ImageNet-1k', top1, filename, None, tag, folder + filename)
 
 
 _1K, _22K = 'ImageNet-1k', 'ImageNet-22k, ImageNet-1k'
@@ -52,6 +66,11 @@ PUBLISHED: dict[str, Published] = {
         _published('cvt-21', 384, _1K, 83.3, 'CvT-21-384x384-IN-1k.pth', 'microsoft/cvt-21-384'),
         _published('cvt-21', 384, _22K, 84.9, 'CvT-21-384x384-IN-22k.pth', 'microsoft/cvt-21-384-22k'),
         _published('cvt-w24', 384, _22K, 87.7, 'CvT-w24-384x384-IN-22k.pth', 'microsoft/cvt-w24-384-22k'),
+        _cmt('cmt-ti', 160, 79.0, 'cmt_tiny.pth'),
+        _cmt('cmt-xs', 192, 81.8, 'cmt_xs.pth'),
+        _cmt('cmt-s', 224, 83.5, 'cmt_small.pth'),
+        _cmt('cmt-b', 256, 84.5, 'cmt_base.pth'),
+        _cmt('cmt-s', 224, 83.9, 'cmt_small_fastmim_hog_800e_finetune_83.9.pth', _FASTMIM),
     )
 }
 

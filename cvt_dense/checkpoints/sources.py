@@ -64,7 +64,8 @@ def locate(checkpoint: str) -> Path | WebFile | HubFile:
             - ``https://…`` (or ``http://…``),
             - ``hf://owner/name[@revision][/file]``,
             - a name in :data:`~cvt_dense.checkpoints.published.PUBLISHED`, or the name of the authors' file: searched
-              for in the folder ``$CVT_DENSE_CHECKPOINTS``, under either name, then on the Hub.
+              for in the folder ``$CVT_DENSE_CHECKPOINTS``, under either name, then on the Hub, or where the authors
+              have it.
 
     Raises:
         CheckpointError: If there is no such file and no such name, or an address is malformed.
@@ -87,7 +88,12 @@ def locate(checkpoint: str) -> Path | WebFile | HubFile:
             f'checkpoint {checkpoint!r} is neither a file nor a known name; known are: '
             f'{", ".join([*PUBLISHED, *SHIPPED])}'
         )
-    return find_local(published) or HubFile(published.repo, None, ('pytorch_model.bin',), published.filename)
+    local = find_local(published)
+    if local is not None:
+        return local
+    if published.repo is None:
+        return WebFile(published.url)
+    return HubFile(published.repo, None, ('pytorch_model.bin',), published.filename)
 
 
 def fetch(checkpoint: str) -> Path:
@@ -141,7 +147,9 @@ def check_reachable(checkpoint: str, timeout: float = 5.0) -> str:
     """
     place = locate(checkpoint)
     headers: dict[str, str] = {}
-    if not isinstance(place, HubFile):
+    if isinstance(place, WebFile):
+        addresses = [place.url]
+    elif not isinstance(place, HubFile):
         addresses = [checkpoint]
     elif constants.HF_HUB_OFFLINE:
         raise CheckpointError(f'checkpoint {checkpoint!r} is not here, and HF_HUB_OFFLINE forbids to ask for it')

@@ -1,8 +1,9 @@
-"""What a checkpoint of a training run holds beside weights, and may be unpickled: its history, and nothing else."""
+"""What a checkpoint of a training run holds beside weights, and may be unpickled: its history and arguments alone."""
 
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,6 +16,8 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 @contextmanager
 def mmengine_types() -> Iterator[None]:
     """Let ``torch.load(weights_only=True)`` read the training history in checkpoints that mmengine wrote.
+
+    And the ``argparse.Namespace`` that many training scripts put beside the weights, a bag of plain values.
 
     Upstream mmengine cannot resume with torch 2.6 or later without this. Where mmengine is not installed, only NumPy's
     scalars and arrays are let through.
@@ -34,7 +37,7 @@ def mmengine_types() -> Iterator[None]:
         allowed += [HistoryBuffer, (_statistics_method, 'builtins.getattr')]
     # torch's own context manager forgets what an outer one had allowed.
     before = get_safe_globals()
-    add_safe_globals([np.ndarray, np.dtype, *dtypes, *allowed])
+    add_safe_globals([Namespace, np.ndarray, np.dtype, *dtypes, *allowed])
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .heads import check_heads
 from .loaders import check_loop
 from .paths import has_backend, reads_elsewhere
 from .reading import CheckedAnnotations, CheckedImage, check_while_reading
+from .settings import NO_CONFIG, DataSettings
 
 SAMPLE = 20  # images of each data set that are opened
 
@@ -43,6 +45,9 @@ BUILD_ERRORS = (
 )
 
 
+_CORRECT = 'correct its settings in the config'
+
+
 @dataclass
 class Watched:
     """Data sets that were loaded, what their evaluators compare with, and what was skipped, a line for each kind."""
@@ -53,7 +58,9 @@ class Watched:
 
 
 @contextmanager
-def watch_loading(may_skip: bool = False, evaluators: Any = None) -> Iterator[Watched]:
+def watch_loading(
+    may_skip: bool = False, evaluators: Any = None, settings: DataSettings = NO_CONFIG
+) -> Iterator[Watched]:
     """Check what data sets load, as they load it: nothing is parsed twice, and no image is opened.
 
     An annotation file in COCO's format is checked, all files have to be there, and from then on the data set
@@ -64,17 +71,18 @@ def watch_loading(may_skip: bool = False, evaluators: Any = None) -> Iterator[Wa
         may_skip: Skip images that cannot be read where the config allows it.
         evaluators: Those that the config has for the data sets, if they are evaluated. By default data sets in
             ``test_mode`` are taken to be evaluated by a ``CocoMetric``.
+        settings: What the config calls the settings of its data, for messages.
 
     Raises:
         UserError: If something is missing or wrong; the message names the first.
     """
-    watched = Watched(GroundTruth(evaluators))
+    watched = Watched(GroundTruth(evaluators, settings))
     serialize = BaseDataset._serialize_data
 
     def look_and_serialize(dataset: BaseDataset) -> Any:
         watched.datasets.append(dataset)
-        watched.notes += _check_entries(dataset, may_skip)
-        check_while_reading(dataset, may_skip)
+        watched.notes += _check_entries(dataset, may_skip, settings)
+        check_while_reading(dataset, may_skip, settings)
         return serialize(dataset)
 
     replaced: list[tuple[type, str, Any]] = [(BaseDataset, '_serialize_data', look_and_serialize)]
@@ -85,8 +93,8 @@ def watch_loading(may_skip: bool = False, evaluators: Any = None) -> Iterator[Wa
 
         def look_and_parse(dataset: CocoDataset, path: str) -> Any:
             file, classes, use = str(dataset.ann_file), dataset.metainfo['classes'], _use(dataset, evaluators)
-            content = read_annotations(path, use, file)
-            watched.notes += check_annotations(file, content, classes, use).notes
+            content = read_annotations(path, use, file, settings=settings)
+            watched.notes += check_annotations(file, content, classes, use, settings).notes
             watched.notes += watched.ground_truth.check(file, content, classes)
             coco = parse()
             coco.dataset = content
@@ -119,10 +127,10 @@ def _use(dataset: Any, evaluators: Any) -> Use:
     return for_evaluation(use, dataset.ann_file, evaluators) if is_evaluated else use
 
 
-def _check_entries(dataset: BaseDataset, may_skip: bool) -> list[str]:
+def _check_entries(dataset: BaseDataset, may_skip: bool, settings: DataSettings) -> list[str]:
     """Check that a data set, whose entries are not serialized yet, has images and that all of its files exist."""
     name = type(dataset).__name__
-    notes = _files_of_other_suffixes(dataset)
+    notes = _files_of_other_suffixes(dataset, settings)
     steps = dataset.pipeline.transforms
     images = [step for step in steps if isinstance(step, LoadImageFromFile)]
     local = not has_backend(getattr(dataset, 'backend_args', None)) and not any(map(reads_elsewhere, steps))
@@ -136,10 +144,27 @@ def _check_entries(dataset: BaseDataset, may_skip: bool) -> list[str]:
             notes.append(f'{name}: images that do not exist, others are drawn instead: {len(missing)}')
         elif missing:
             more = f', nor do {len(missing) - 1} more of {len(paths)}' if len(missing) > 1 else ''
-            raise UserError(f'{what} {missing[0]} does not exist{more}')
+            raise UserError(
+                f'{what} {missing[0]} does not exist{more}', _where_files_are(what, paths, missing, dataset, settings)
+            )
     if not dataset.data_list:
-        raise UserError(f'{name} of {dataset.data_root or dataset.ann_file} has no image')
+        raise UserError(f'{name} of {dataset.data_root or dataset.ann_file} has no image', 'list images in it')
     return notes
+
+
+def _where_files_are(
+    what: str, paths: list[str], missing: list[str], dataset: BaseDataset, settings: DataSettings
+) -> str:
+    """What to do about files that are not there: if none is, the setting of their folder or suffix may be wrong."""
+    if len(missing) < len(paths):
+        rest = 'its entry from the annotation file' if dataset.ann_file else 'its image'
+        return f'put it there, or remove {rest}'
+    key = 'seg_map_path' if what == 'label map' else next(iter(dataset.data_prefix), 'img_path')
+    folder, suffix = os.path.split(missing[0])[0], getattr(dataset, 'seg_map_suffix', None)
+    others = {os.path.splitext(name)[1] for name in os.listdir(folder)} if os.path.isdir(folder) else set()
+    if what == 'label map' and suffix not in others and len(others) == 1:
+        return settings.change('seg_map_suffix', others.pop(), dataset)
+    return f'put them there, or {settings.change(f"data_prefix.{key}", "FOLDER", dataset)}'
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
@@ -157,14 +182,19 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     return missing
 
 
-def _files_of_other_suffixes(dataset: Any) -> list[str]:
+def _files_of_other_suffixes(dataset: Any, settings: DataSettings) -> list[str]:
     """What mmseg skips in a folder that it lists by suffix."""
     suffix, folder = getattr(dataset, 'img_suffix', None), dataset.data_prefix.get('img_path')
     if suffix is None or dataset.ann_file or not folder:
         return []
+    names = [name for _, _, names in os.walk(folder) for name in names]
     if not dataset.data_list:
-        raise UserError(f'{folder} holds no file *{suffix}')
-    names = (name for _, _, names in os.walk(folder) for name in names)
+        common = Counter(os.path.splitext(name)[1] for name in names if not name.startswith('.')).most_common(1)
+        right = common[0][0] if common else 'SUFFIX'
+        alone = settings.change('img_suffix', right, dataset)
+        is_shared = not alone.startswith('--cfg-options') and settings.others_end_in(suffix)
+        rename = f'rename its files to *{suffix}, as those of the other splits end'
+        raise UserError(f'{folder} holds no file *{suffix}', rename if is_shared else alone)
     others = sum(not name.endswith(suffix) and not name.startswith('.') for name in names)
     return [f'{folder}: files skipped because they do not end in {suffix}: {others}'] if others else []
 
@@ -211,16 +241,18 @@ def build_dataset(settings: ConfigDict, scope: str) -> Any:
             return registry.build({**settings, 'lazy_init': True})
         except BUILD_ERRORS as error:
             raise UserError(
-                f'{type_name(settings)} cannot be built: {type(error).__name__}: {reason(error)}'
+                f'{type_name(settings)} cannot be built: {type(error).__name__}: {reason(error)}',
+                _CORRECT,
             ) from error
 
 
-def inspect_dataset(dataset: Any, evaluators: Any = None) -> str:
+def inspect_dataset(dataset: Any, evaluators: Any = None, settings: DataSettings = NO_CONFIG) -> str:
     """Check a data set: all of its entries, and a sample of its images and label maps.
 
     Args:
         dataset: As :func:`build_dataset` builds it.
         evaluators: Those that the config has for it, as for :func:`watch_loading`.
+        settings: As for that.
 
     Returns:
         What was checked, in words.
@@ -229,11 +261,11 @@ def inspect_dataset(dataset: Any, evaluators: Any = None) -> str:
         UserError: If something is missing, unreadable or not of the classes; the message names the first.
     """
     try:
-        with watch_loading(evaluators=evaluators) as watched:
+        with watch_loading(evaluators=evaluators, settings=settings) as watched:
             dataset.full_init()
     except BUILD_ERRORS as error:
         raise UserError(
-            f'{type(dataset).__name__} cannot be loaded: {type(error).__name__}: {reason(error)}'
+            f'{type(dataset).__name__} cannot be loaded: {type(error).__name__}: {reason(error)}', _CORRECT
         ) from error
     opened, notes = read_sample(dataset)
     return '; '.join([f'{len(dataset)} images, {opened} of them opened', *watched.notes, *notes])
@@ -252,10 +284,12 @@ def build_data(runner: Runner, splits: tuple[str, ...]) -> None:
     for split in splits:
         try:
             evaluators = runner.cfg.get(f'{split}_evaluator')
-            with watch_loading(split == 'train', evaluators) as watched:
+            with watch_loading(split == 'train', evaluators, DataSettings(runner.cfg, split)) as watched:
                 loop = getattr(runner, f'{split}_loop')
         except BUILD_ERRORS as error:
-            raise UserError(f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}') from error
+            raise UserError(
+                f'{split} data cannot be loaded: {type(error).__name__}: {reason(error)}', _CORRECT
+            ) from error
         watched.ground_truth.check_complete()
         check_loop(split, loop, runner.cfg)
         for dataset in watched.datasets:

@@ -93,8 +93,8 @@ def check_heads(cfg: Config, metainfo: Mapping[str, Any]) -> None:
     wrong = wrong_heads(cfg, metainfo)
     if wrong:
         raise UserError(
-            f'the data have {len(metainfo["classes"])} classes, and the config has {what_is(wrong)}; '
-            f'--cfg-options {options_for(wrong)}'
+            f'the data have {len(metainfo["classes"])} classes, and the config has {what_is(wrong)}',
+            f'--cfg-options {options_for(wrong)}',
         )
 
 

@@ -35,7 +35,8 @@ def check_loop(split: str, loop: Any, cfg: Config) -> None:
             clear = '' if name == 'InfiniteSampler' else f'{key}.sampler._delete_=True '
             raise UserError(
                 f'{split} data: {type(loop).__name__.removeprefix("Resumable")} ends with its data, and the sampler '
-                f'{name} never does; --cfg-options {clear}{key}.sampler.type=DefaultSampler'
+                f'{name} never does',
+                f'--cfg-options {clear}{key}.sampler.type=DefaultSampler',
             )
         return
     made = len(batches)
@@ -49,9 +50,13 @@ def check_loop(split: str, loop: Any, cfg: Config) -> None:
         if len(sampler) and part.get('drop_last'):
             raise UserError(
                 f'{split} data: {len(sampler)} images make no batch of {loader_batch_size(loader)}, and drop_last=True '
-                f'leaves out what is not full; --cfg-options {key}.{where}drop_last=False, or a lower {key}.batch_size'
+                f'leaves out what is not full',
+                f'--cfg-options {key}.{where}drop_last=False, or a lower {key}.batch_size',
             )
-    raise UserError(f'{split} data: the loader has no batch: {len(loader.dataset)} images, {len(sampler)} of {name}')
+    raise UserError(
+        f'{split} data: the loader has no batch: {len(loader.dataset)} images, {len(sampler)} of {name}',
+        f'--cfg-options {key}.sampler.type=DefaultSampler',
+    )
 
 
 def is_endless(sampler: Any) -> bool:

@@ -25,6 +25,11 @@ def far(height: float, width: float) -> float:
     return FAR * max(height, width, 1000)
 
 
+def correct(identity: Any) -> str:
+    """What to do about an annotation whose mask cannot be read."""
+    return f'correct its segmentation, or remove annotation {identity}'
+
+
 class MaskCheck:
     """Checks the masks of an annotation file, many at a time: NumPy's calls take longer than a mask.
 
@@ -108,7 +113,8 @@ class MaskCheck:
             wrong = next(value for value in polygon if not _are_near([value], limit))
             raise UserError(
                 f'{self.path}: annotation {identity} has a polygon with the coordinate {wrong!r:.40}; it has to be a '
-                f'number, {limit:g} pixels at most'
+                f'number, {limit:g} pixels at most',
+                correct(identity),
             )
         for index in np.flatnonzero(sizes * largest > LONGEST):  # no outline is longer than that
             identity, polygon, _ = self._polygons[index]
@@ -117,7 +123,8 @@ class MaskCheck:
             if length > LONGEST:
                 raise UserError(
                     f'{self.path}: annotation {identity} has a polygon whose outline is {length:.3g} pixels long, and '
-                    f'pycocotools would take {100 * length:.1g} bytes of memory for it'
+                    f'pycocotools would take {100 * length:.1g} bytes of memory for it',
+                    correct(identity),
                 )
 
     def _check_lengths(self) -> None:
@@ -135,7 +142,8 @@ class MaskCheck:
             self._refuse_lengths(self._lengths[index][0], fault if are_whole[index] else damaged)
 
     def _refuse_lengths(self, identity: Any, fault: str) -> None:
-        raise UserError(f'{self.path}: annotation {identity} has a segmentation whose run lengths {fault}')
+        what = f'{self.path}: annotation {identity} has a segmentation whose run lengths {fault}'
+        raise UserError(what, correct(identity))
 
 
 def _wrong_sum(total: int, area: int) -> str:

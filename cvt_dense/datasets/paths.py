@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ..errors import UserError, reason
+from .settings import DataSettings, datasets_by_path
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -22,31 +23,36 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     Raises:
         UserError: If a data root, an annotation file or an image folder is missing or empty.
     """
-    hint = cfg.get('data_hint', 'set data_root in the config')
     for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
+        loader, settings = cfg.get(f'{split}_dataloader'), DataSettings(cfg, split)
         for dataset in datasets_in(loader.get('dataset') if loader else None):
             for what, path in ((what, path) for what, paths in needed_files(dataset).items() for path in paths):
+                cure = _cure(what, dataset, settings)
                 try:
                     is_there, is_empty = path.exists(), path.is_dir() and next(path.iterdir(), None) is None
                 except OSError as error:  # permissions, names that are too long, disks that are gone
-                    raise UserError(f'{what} {path} cannot be read: {type(error).__name__}: {reason(error)}') from error
+                    raise UserError(
+                        f'{what} {path} cannot be read: {type(error).__name__}: {reason(error)}', cure
+                    ) from error
                 if not is_there:
-                    raise UserError(f'{what} {path} does not exist; {hint}')
+                    raise UserError(f'{what} {path} does not exist', cure)
                 if is_empty:
-                    raise UserError(f'{what} {path} is empty; {hint}')
+                    raise UserError(f'{what} {path} is empty', cure)
+
+
+def _cure(what: str, dataset: ConfigDict, settings: DataSettings) -> str:
+    """What to do about a path where nothing is: the config may say what, of its data as a whole."""
+    hint = settings.cfg.get('data_hint')
+    if what == 'data root':
+        return hint or settings.change('data_root', 'FOLDER', everywhere=True)
+    key, place = ('ann_file', 'FILE') if what == 'annotation file' else (f'data_prefix.{what.split()[0]}', 'FOLDER')
+    change = settings.change(key, place, dataset)
+    return f'{hint if hint and change.startswith("--cfg-options") else "put it there"}, or {change}'
 
 
 def datasets_in(dataset: ConfigDict | None) -> Iterator[ConfigDict]:
     """The innermost datasets of one that may wrap or join others."""
-    if dataset is None:
-        return
-    inner = dataset.get('dataset') or dataset.get('datasets')
-    if inner is None:
-        yield dataset
-        return
-    for entry in inner if isinstance(inner, (list, tuple)) else [inner]:
-        yield from datasets_in(entry)
+    return (settings for _, settings in datasets_by_path(dataset))
 
 
 def needed_files(dataset: ConfigDict) -> dict[str, list[Path]]:
@@ -61,9 +67,9 @@ def needed_files(dataset: ConfigDict) -> dict[str, list[Path]]:
         return {}
     root, prefixes = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
     if not isinstance(root, (str, os.PathLike)):
-        raise UserError(f'data_root is {root!r}; it has to be the path of a folder')
+        raise UserError(f'data_root is {root!r}', 'it has to be the path of a folder')
     if not isinstance(prefixes, Mapping):
-        raise UserError(f'data_prefix is {prefixes!r}; it has to be a dict of folders by what is in them')
+        raise UserError(f'data_prefix is {prefixes!r}', 'it has to be a dict of folders by what is in them')
     parts = {'annotation file': _names('ann_file', dataset.get('ann_file'))}
     parts |= {f'{kind} folder': _names(f'data_prefix.{kind}', value) for kind, value in prefixes.items()}
     joined = {what: [os.path.join(root, name) for name in names if name] for what, names in parts.items()}
@@ -78,7 +84,7 @@ def _names(key: str, value: Any) -> list[str]:
     """A path of a dataset's settings, or several; mmengine's data sets take one, others' may take lists."""
     names = list(value) if isinstance(value, (list, tuple)) else [value or '']
     if not all(isinstance(name, (str, os.PathLike)) for name in names):
-        raise UserError(f'{key} is {value!r}; it has to be a path')
+        raise UserError(f'{key} is {value!r}', 'it has to be a path')
     return [str(name) for name in names]
 
 

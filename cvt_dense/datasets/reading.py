@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from PIL import ExifTags, Image
 
 from ..errors import UserError, reason
+from .settings import NO_CONFIG, DataSettings, Place
 
 UNLABELLED = 255  # what mmseg's loader makes of labels that are not classes
 
@@ -26,31 +27,33 @@ _UNREADABLE = (OSError, SyntaxError, ValueError)
 Sample = dict[str, Any]
 
 
-def check_while_reading(dataset: BaseDataset, may_skip: bool = False) -> None:
+def check_while_reading(dataset: BaseDataset, may_skip: bool = False, settings: DataSettings = NO_CONFIG) -> None:
     """Let a data set name the file that is missing, damaged or contradicts its annotations.
 
     Args:
         dataset: Its pipeline is changed in place.
         may_skip: Where the config allows it (``ignore_empty`` of mmcv's ``LoadImageFromFile``), another image is drawn
             for one that cannot be read, and a line says so.
+        settings: What the config calls the settings of its data, for messages.
     """
     steps = dataset.pipeline.transforms
     for index, step in enumerate(steps):
         if isinstance(step, LoadImageFromFile):
             steps[index] = CheckedImage(step, may_skip and step.ignore_empty)
         elif isinstance(step, LoadAnnotations):
-            _check_zero_label(dataset, step)
-            steps[index] = CheckedAnnotations(step, Labels(dataset) if hasattr(dataset, 'reduce_zero_label') else None)
+            _check_zero_label(dataset, step, index, settings)
+            labels = Labels(dataset, settings) if hasattr(dataset, 'reduce_zero_label') else None
+            steps[index] = CheckedAnnotations(step, labels)
 
 
-def _check_zero_label(dataset: Any, step: Any) -> None:
+def _check_zero_label(dataset: Any, step: Any, index: int, settings: DataSettings) -> None:
     """Check that a data set of mmseg and its loader agree on what 0 is; else the loader stops at the first map."""
     own, loader = getattr(dataset, 'reduce_zero_label', None), getattr(step, 'reduce_zero_label', None)
     if type(step).__module__.startswith('mmseg') and None not in (own, loader) and bool(own) != bool(loader):
         raise UserError(
             f'reduce_zero_label is {own} in {type(dataset).__name__} and {loader} in the {type(step).__name__} of its '
-            f'pipeline; leave it out of {type(step).__name__}, and set it to True in {type(dataset).__name__} if 0 is '
-            '"unlabelled", to False if 0 is a class'
+            'pipeline',
+            settings.change(f'pipeline.{index}.reduce_zero_label', bool(own), dataset),
         )
 
 
@@ -80,24 +83,33 @@ class CheckedImage:
         try:
             loaded = self.step(results)
         except Exception as error:  # decoders raise all kinds
-            raise _unreadable(f'image {path}', error, self._content(path)) from error
+            raise _unreadable(f'image {path}', error, self._content(path), _replace(results)) from error
         content = self._content(path)
         if loaded is None:  # whatever the error was, with ignore_empty
-            raise UserError(f'image {path} {"is cut off" if is_cut_jpeg(content) else _fault_of(path, content)}')
+            fault = 'is cut off' if is_cut_jpeg(content) else _fault_of(path, content)
+            raise UserError(f'image {path} {fault}', _replace(results))
         if is_cut_jpeg(content):
-            raise UserError(f'image {path} is cut off')
+            raise UserError(f'image {path} is cut off', _replace(results))
         height, width = loaded['ori_shape']
         expected = results.get('height', height), results.get('width', width)
         if expected != (height, width):
             turned = _how_it_is_turned(content, (width, height)) if expected == (width, height) else ''
             raise UserError(
                 f'image {path} is {width}x{height}{turned}; in the annotation file its width is {expected[1]}, its '
-                f'height {expected[0]}'
+                f'height {expected[0]}',
+                f'write "width": {width}, "height": {height} for image {results.get("img_id")!r} there, if its boxes '
+                'are for this size',
             )
         return loaded
 
     def _content(self, path: str) -> bytes:
         return _content(path, self.step)
+
+
+def _replace(results: Sample) -> str:
+    """What to do about an image that cannot be read."""
+    is_listed = 'img_id' in results
+    return f'replace it, or remove {"image " + repr(results["img_id"]) if is_listed else "it"} from the data'
 
 
 def _content(path: str, step: Any) -> bytes:
@@ -134,15 +146,17 @@ class Labels:
 
     Args:
         dataset: One of mmseg.
+        settings: What the config calls the settings of its data, for messages.
     """
 
-    def __init__(self, dataset: BaseDataset) -> None:
+    def __init__(self, dataset: BaseDataset, settings: DataSettings = NO_CONFIG) -> None:
         classes = dataset.metainfo.get('classes') or ()
         self.first = int(bool(dataset.reduce_zero_label))  # then 0 is "unlabelled", and 1 the first class
         self.count = len(dataset.label_map or classes)
         self.unlabelled = dataset.ignore_index
         self.known = np.zeros(256, bool)
         self.known[[*range(len(classes)), self.unlabelled, UNLABELLED]] = True
+        self.cures = self._cures(dataset, settings)
 
     def check(self, path: str, labels: np.ndarray, size: tuple[int, int]) -> None:
         """Check a label map as mmseg's loader returns it.
@@ -151,15 +165,30 @@ class Labels:
             UserError: If it is not of the size of its image, (height, width), or has a value that is not a label.
         """
         if labels.ndim != 2:
-            raise UserError(f'label map {path} is a colour picture; it has to have one channel, of class numbers')
+            raise UserError(f'label map {path} is a colour picture', 'it has to have one channel, of class numbers')
         if labels.shape != size:
-            raise UserError(f'label map {path} is {labels.shape[1]}x{labels.shape[0]}, its image {size[1]}x{size[0]}')
+            raise UserError(
+                f'label map {path} is {labels.shape[1]}x{labels.shape[0]}, its image {size[1]}x{size[0]}',
+                "write it in its image's size",
+            )
         known = self.known[labels]
         if not known.all():
+            value = int(labels[~known].max()) + self.first
             raise UserError(
-                f'label map {path} has the value {labels[~known].max() + self.first}, and the labels of {self.count} '
-                f'classes are {self.first} to {self.count - 1 + self.first} ({self.unlabelled} is "unlabelled")'
+                f'label map {path} has the value {value}, and the labels of {self.count} '
+                f'classes are {self.first} to {self.count - 1 + self.first} ({self.unlabelled} is "unlabelled")',
+                self.cures['from 1' if value == self.count and not self.first else 'more'],
             )
+
+    def _cures(self, dataset: BaseDataset, settings: DataSettings) -> dict[str, str]:
+        """What to do about values above those of the classes; said now, since workers know no config."""
+        labels = f'write {self.unlabelled} in place of values that are no class'
+        more = settings.change('metainfo.classes', Place('(NAME, …)'), everywhere=True)
+        from_1 = settings.label_from_1(dataset)
+        return {
+            'more': f'{labels}, or name all classes: {more}',
+            'from 1': f'if 0 is "unlabelled": {from_1}; else {labels}, or name all classes: {more}',
+        }
 
 
 class CheckedAnnotations:
@@ -182,7 +211,8 @@ class CheckedAnnotations:
             loaded = self.step(results)
         except Exception as error:  # decoders and pycocotools raise all kinds
             what = f'label map {path}' if path else f'annotation of {results["img_path"]}'
-            raise _unreadable(what, error, _content(path, self.step) if path else b'') from error
+            cure = 'replace it' if path else f'correct or remove the annotations of image {results.get("img_id")!r}'
+            raise _unreadable(what, error, _content(path, self.step) if path else b'', cure) from error
         if self.labels and path:
             self.labels.check(path, loaded['gt_seg_map'], loaded['ori_shape'])
         return loaded
@@ -200,15 +230,18 @@ def check_depth(path: str, content: bytes) -> None:
     except (*_UNREADABLE, Image.DecompressionBombError):  # if it can be read, the loader says
         return
     if highest > UNLABELLED:
-        raise UserError(f'label map {path} has the value {highest}; labels go up to {UNLABELLED}')
+        raise UserError(
+            f'label map {path} has the value {highest}; labels go up to {UNLABELLED}',
+            'number classes from 0, in 8 bits',
+        )
 
 
-def _unreadable(what: str, error: Exception, content: bytes) -> UserError:
+def _unreadable(what: str, error: Exception, content: bytes, cure: str) -> UserError:
     """An error of reading a file; that it is damaged is said only if Pillow cannot read it either."""
     if isinstance(error, FileNotFoundError):
-        return UserError(f'{what} does not exist')
+        return UserError(f'{what} does not exist', cure)
     kind = 'is damaged' if _is_damaged(content, error) else 'cannot be read'
-    return UserError(f'{what} {kind}: {type(error).__name__}: {reason(error)}')
+    return UserError(f'{what} {kind}: {type(error).__name__}: {reason(error)}', cure)
 
 
 def _fault_of(path: str, content: bytes) -> str:

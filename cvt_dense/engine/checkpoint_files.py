@@ -91,7 +91,7 @@ class AtomicLocalBackend(LocalBackend):
                 os.fsync(file.fileno())
             os.replace(part, target)
         except OSError as error:
-            kept = '; checkpoints that were saved before are whole, --resume goes on from the newest'
+            kept = '; checkpoints that were saved before are whole'
             what = f'{error.strerror}{kept if target.suffix == ".pth" else ""}'
             raise OSError(error.errno, what, str(target)) from error
         finally:

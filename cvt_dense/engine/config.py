@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -19,6 +21,8 @@ from mmengine.runner import Runner
 from .. import cli
 from ..errors import UserError, reason
 from ..registry import module_name, type_name
+from .channels import fill_in_channels
+from .processes import is_first
 
 #: Settings that mmengine looks up in the config as a whole; the others are arguments of its Runner.
 _LOOKED_UP = (
@@ -35,6 +39,14 @@ _LOOKED_UP = (
 #: Hooks that every Runner has unless the config sets them to None.
 _OWN_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 
+#: Files of ``configs/_base_/`` that have the parts of a run, by their folder and toolkit.
+_EXAMPLES = {
+    'datasets': {'mmdet': 'coco_instance.py', 'mmseg': 'ade20k.py'},
+    'schedules': {'mmdet': 'adamw_1x.py', 'mmseg': 'adamw_160k.py'},
+}
+#: What mmengine says where a config has a dict for what is none in its base.
+_NO_DICT_IN_BASE = re.compile(r"(?s)^(\w+)=.* cannot inherit from base because .* is of type <class '([\w.]+)'>")
+
 
 def load_config(
     path: str | os.PathLike[str],
@@ -42,7 +54,7 @@ def load_config(
     work_dir: str | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Read a config file.
+    """Read a config file, and fill in channels for the backbone's maps (:mod:`cvt_dense.engine.channels`).
 
     Args:
         path: The file.
@@ -58,13 +70,13 @@ def load_config(
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program and may raise anything
-        raise UserError(f'config {path} cannot be read: {type(error).__name__}: {reason(error)}') from error
+        raise _unreadable(path, error) from error
     for name in [name for name, value in cfg.items() if isinstance(value, (FunctionType, ModuleType))]:
         cfg.pop(name)  # no setting, and nothing that can be written down; new-style configs may have them
     _restore_classes(cfg)
     if not cfg.get('model'):
         raise UserError(f'config {path} is not a runnable one: it sets no model')
-    cfg.default_scope = cfg.get('default_scope') or _scope_of(cfg.model)
+    cfg.default_scope = cfg.get('default_scope') or scope_of(cfg.model)
     if cfg.default_scope is None:
         raise UserError(f"config {path} is not a runnable one: it sets no default_scope, such as 'mmdet'")
     if cfg.default_scope in ('mmdet', 'mmseg'):
@@ -76,9 +88,26 @@ def load_config(
         except Exception as error:  # mmengine raises all kinds for a path that leads nowhere
             raise UserError(f'--cfg-options {", ".join(options)}: {type(error).__name__}: {reason(error)}') from error
     cfg.launcher = launcher
+    for line in fill_in_channels(cfg):
+        if is_first(launcher):
+            print(f'note: {line}', file=sys.stderr)
     if work_dir or cfg.get('work_dir') is None:
         cfg.work_dir = work_dir or str(Path('work_dirs') / Path(path).stem)
     return cfg
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> UserError:
+    """What is wrong with a config file, in a line."""
+    found = _NO_DICT_IN_BASE.match(str(error)) if isinstance(error, TypeError) else None
+    if not found:
+        return UserError(f'config {path} cannot be read: {type(error).__name__}: {reason(error)}')
+    name, kind = found.groups()
+    in_base = 'switched off (None)' if kind == 'NoneType' else f'a {kind}'
+    cure = f'leave {name} out' if kind == 'NoneType' else f'write {name} as the base has it'
+    return UserError(
+        f'config {path} cannot be read: it merges a dict into {name}, which is {in_base} in its base',
+        f'{cure}, or begin the dict with _delete_=True if it is complete',
+    )
 
 
 def _check_override_paths(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -109,7 +138,7 @@ def _restore_classes(node: Any) -> None:
             _restore_classes(entry)
 
 
-def _scope_of(model: Mapping[str, Any]) -> str | None:
+def scope_of(model: Mapping[str, Any]) -> str | None:
     """The toolkit that a model is of, by where its class is: new-style configs set no default scope."""
     package = module_name(model).partition('.')[0]
     return package if package in ('mmdet', 'mmseg', 'mmpretrain') else None
@@ -130,7 +159,11 @@ def check_complete(cfg: Config, split: str) -> None:
         needed += ['val_dataloader', 'val_evaluator']
     for name in needed:
         if not cfg.get(name):
-            raise UserError(f'the config sets no {name}, which {split}ing needs; see those in configs/')
+            kind = 'schedules' if name in ('train_cfg', 'optim_wrapper') else 'datasets'
+            file = _EXAMPLES[kind]['mmseg' if cfg.get('default_scope') == 'mmseg' else 'mmdet']
+            raise UserError(
+                f'the config sets no {name}, which {split}ing needs', f'copy it from configs/_base_/{kind}/{file}'
+            )
 
 
 def hooks_of(cfg: Config) -> ConfigDict:

@@ -56,7 +56,7 @@ def in_one_line(runner: Runner, what: str) -> Iterator[None]:
 
     Raises:
         UserError: For any error: it says at which iteration, in which module and on which shapes; if a process was
-            lost, which; if memory was short, what lowers it.
+            lost, which; if memory was short, what lowers it; if it trained, where its work is.
     """
     try:
         yield
@@ -66,14 +66,12 @@ def in_one_line(runner: Runner, what: str) -> Iterator[None]:
         lost = lost_process(error)
         if lost:
             raise UserError(f'{lost}; {way_on(runner.work_dir)}') from error
-        where = f'{what} fails at iteration {runner.iter + 1}' if what == 'training' else f'{what} fails'
+        trains = what == 'training'
+        where = f'{what} fails at iteration {runner.iter + 1}' if trains else f'{what} fails'
+        after = f'{_keep_trace(error, runner.log_dir)}{f"; {way_on(runner.work_dir)}" if trains else ""}'
         if _is_out_of_memory(error):
-            raise UserError(
-                f'{where}: no memory ({reason(error)}): {_SMALLER}{_keep_trace(error, runner.log_dir)}'
-            ) from error
-        raise UserError(
-            f'{where}{_module(error, runner.model)}: {describe(error)}{_keep_trace(error, runner.log_dir)}'
-        ) from error
+            raise UserError(f'{where}: no memory ({reason(error)}): {_SMALLER}{after}') from error
+        raise UserError(f'{where}{_module(error, runner.model)}: {describe(error)}{after}') from error
 
 
 def lost_process(error: BaseException) -> str | None:

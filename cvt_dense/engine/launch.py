@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import NoReturn
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed import DistNetworkError, DistStoreError
@@ -19,17 +22,21 @@ from torch.distributed import DistNetworkError, DistStoreError
 from .. import cli
 from ..datasets.check import build_data
 from ..datasets.paths import check_data
-from ..errors import UserError, reason
+from ..errors import UserError, of_file, reason
 from ..registry import type_name
 from .checkpoint_files import load_checkpoints_safely, write_files_atomically
+from .command import command
 from .config import add_hook, check_complete, leave_out_hooks
+from .console import in_the_file_only, quiet
 from .devices import hide_gpu_without_operators, prepare_launcher, use_batchnorm_without_gpu
 from .failures import cannot_be_built, in_one_line, lost_process
+from .faults import schedule_faults, silent_faults
 from .interruption import Interrupted, InterruptionHook, signals
-from .processes import leave
+from .overview import overview
+from .processes import is_first, leave
 from .resume import make_resumable
 from .run_checkpoints import Start, check_checkpoint, find_start, start_from
-from .work_dir import claimed, way_on
+from .work_dir import claimed, make_output_folders, way_on
 from .workers import protect_workers
 
 
@@ -47,6 +54,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             cli.run(partial(_with_one_line_for_the_network, main))
         finally:
             signals.response = 'note'  # it ends anyway
+            command.again = None  # its messages are written
     except SystemExit as end:
         exit_code, all_stop = end.code, end.code == 0
     except Interrupted as stop:
@@ -68,7 +76,7 @@ def _with_one_line_for_the_network(main: Callable[[], None]) -> None:
 
 
 def build_runner(cfg: Config, asked: Config | None = None) -> Runner:
-    """Build the Runner that a config describes.
+    """Build the Runner that a config describes; its log goes on in :mod:`cvt_dense.engine.console`'s way.
 
     Args:
         cfg: Changed in place.
@@ -86,7 +94,8 @@ def build_runner(cfg: Config, asked: Config | None = None) -> Runner:
     try:
         runner_type = RUNNERS.get(cfg.get('runner_type', 'Runner'))
         arguments = inspect.signature(runner_type).parameters.keys() - {'cfg'}
-        return runner_type(cfg=asked, **{name: cfg[name] for name in arguments if name in cfg})
+        with ExitStack() as built:
+            return quiet(runner_type, built)(cfg=asked, **{name: cfg[name] for name in arguments if name in cfg})
     except Exception as error:  # constructors and assertions of all toolkits
         raise cannot_be_built('the config', error) from error
 
@@ -132,14 +141,22 @@ def train(cfg: Config, resume: str | None = None) -> None:
     check_data(cfg, splits)
     use_batchnorm_without_gpu(cfg)
     asked = copy.deepcopy(cfg)
+    faults = silent_faults(cfg) if is_first(cfg.launcher) else []
     if not make_resumable(cfg):
         print(f'note: runs of {type_name(cfg.train_cfg)} do not resume exactly', file=sys.stderr)
     with claimed(cfg.work_dir, cfg.launcher):
         start = find_start(cfg, resume)
+        make_output_folders(cfg, splits)
         runner = build_runner(cfg, asked)
-        build_data(runner, splits)
-        build_optimizer(runner)
+        for fault in faults:
+            print_log(fault, logger='current', level=logging.WARNING)
+        with in_the_file_only(runner.logger):
+            build_data(runner, splits)
+            build_optimizer(runner)
+        for fault in schedule_faults(asked, len(runner.train_loop.dataloader)) if is_first(cfg.launcher) else []:
+            print_log(fault, logger='current', level=logging.WARNING)
         start_from(runner, start)
+        runner.logger.info(overview(runner, start, splits))
         run_training(runner)
 
 
@@ -159,9 +176,13 @@ def test(cfg: Config, checkpoint: str, asked: Config | None = None) -> None:  # 
     check_checkpoint(checkpoint)
     check_data(cfg, ('test',))
     use_batchnorm_without_gpu(cfg)
+    make_output_folders(cfg, ('test',))
     runner = build_runner(cfg, asked)
-    build_data(runner, ('test',))
-    start_from(runner, Start(checkpoint, whole=True))
+    with in_the_file_only(runner.logger):
+        build_data(runner, ('test',))
+    start = Start(checkpoint, whole=True)
+    start_from(runner, start)
+    runner.logger.info(overview(runner, start, ('test',)))
     with in_one_line(runner, 'evaluation'):
         runner.test()
 
@@ -184,6 +205,8 @@ def run_training(runner: Runner) -> None:
             raise Interrupted(number, message, getattr(error, 'all_stop', False)) from None
         if number and lost_process(error):  # which got the signal that this process got
             raise Interrupted(number, f'{Interrupted(number)}; {way_on(runner.work_dir)}') from error
+        if isinstance(error, OSError):  # a disk that is full
+            raise UserError(f'{of_file(error)}; {way_on(runner.work_dir)}') from error
         raise
     finally:
         signals.response = 'raise'

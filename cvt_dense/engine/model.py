@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -11,8 +13,19 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from ..checkpoints.sources import fetch
+from .config import scope_of
 from .failures import cannot_be_built
 from .run_checkpoints import check_checkpoint, load_weights
+
+
+@contextmanager
+def toolkit_scope(cfg: Config) -> Iterator[None]:
+    """Look names up in a config's toolkit first, which is imported: the one that it names, or that its model is of."""
+    scope = cfg.get('default_scope') or scope_of(cfg.model)
+    if scope:
+        import_modules_from_strings([f'{scope}.models'])
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
 
 
 def build_model(cfg: Config, weights: str | None = None) -> nn.Module:
@@ -33,8 +46,7 @@ def build_model(cfg: Config, weights: str | None = None) -> nn.Module:
         if 'backbone' in cfg.model:
             cfg.model.backbone.init_cfg = None  # the checkpoint holds every weight
     try:
-        import_modules_from_strings([f'{cfg.default_scope}.models'])
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        with toolkit_scope(cfg):
             model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))  # some models change theirs
     except Exception as error:  # constructors of all kinds of models
         raise cannot_be_built('the config', error) from error

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from ..errors import UserError
-from ..registry import type_name
+from ..registry import each_evaluator, type_name
 from .config import add_hook, load_config
 
 
@@ -75,6 +75,11 @@ def log_to_tensorboard(cfg: Config) -> None:
     backends = list(cfg.visualizer.get('vis_backends') or [])
     if not any(type_name(backend) == 'TensorboardVisBackend' for backend in backends):
         cfg.visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
+    # Else AP is drawn by the epoch, over the losses' iterations.
+    cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
+    hooks = cfg.default_hooks
+    if type_name(hooks.setdefault('logger', ConfigDict(type='LoggerHook'))) == 'LoggerHook':
+        hooks.logger.setdefault('log_metric_by_epoch', False)
     print(f'events go to {cfg.work_dir}/*/vis_data: tensorboard --logdir {cfg.work_dir}', file=sys.stderr)
 
 
@@ -105,8 +110,7 @@ def dump_predictions(cfg: Config, out: str) -> None:
     Raises:
         UserError: If ``out`` does not end in ``.pkl`` for detection, or does for segmentation.
     """
-    given = cfg.get('test_evaluator') or []
-    evaluators = given if isinstance(given, (list, tuple)) else [given]
+    evaluators = each_evaluator(cfg.get('test_evaluator'))
     is_pickle = Path(out).suffix in ('.pkl', '.pickle')
     if cfg.default_scope == 'mmdet':
         if not is_pickle:

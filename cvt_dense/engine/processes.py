@@ -11,6 +11,13 @@ from typing import NoReturn
 from mmengine.model import is_model_wrapper
 from torch import distributed, nn
 
+_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+def is_first(launcher: str) -> bool:
+    """Whether this is the first, or only, process of a launcher, which can be asked before its group has started."""
+    return os.environ.get(_RANKS.get(launcher, ''), '0') == '0'
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """A model without what distributed training wraps it in, which puts ``module.`` before its parameters' names."""

@@ -1,4 +1,4 @@
-"""A run's work directory: one run at a time, and what it holds to go on from."""
+"""Where a run writes: its work directory, one run at a time, and the folders that its evaluators fill."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import UserError
+from mmengine.config import Config
 
-_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+from ..errors import UserError
+from ..registry import each_evaluator
+from .command import command
+from .processes import is_first
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def claimed(work_dir: str, launcher: str = 'none') -> Iterator[None]:
     Raises:
         UserError: If another run has it, or it cannot be written to.
     """
-    if os.environ.get(_RANKS.get(launcher, ''), '0') != '0':
+    if not is_first(launcher):
         yield
         return
     try:
@@ -50,8 +53,33 @@ def claimed(work_dir: str, launcher: str = 'none') -> Iterator[None]:
         yield
 
 
+def make_output_folders(cfg: Config, splits: Iterable[str]) -> None:
+    """Make the folders that evaluators write into, in every process.
+
+    The toolkits' evaluators leave it to the first process, and others may come to write before it.
+
+    Args:
+        cfg: A whole config.
+        splits: Those that are evaluated.
+
+    Raises:
+        UserError: If one cannot be made.
+    """
+    for split in splits:
+        for evaluator in each_evaluator(cfg.get(f'{split}_evaluator')):
+            folder = evaluator.get('output_dir')
+            if not folder:
+                continue
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f'{folder} cannot be written to: {error.strerror}; choose another folder') from error
+
+
 def way_on(work_dir: str) -> str:
-    """How to go on from what a work directory holds, as the end of a message."""
+    """How to go on from what a work directory holds, as the end of a message: the command, if it is known."""
     note = Path(work_dir) / 'last_checkpoint'
     noted = note.read_text().strip() if note.is_file() else ''
-    return f'go on from {noted} with --resume' if noted else 'no checkpoint has been written yet'
+    if not noted:
+        return 'no checkpoint has been written yet'
+    return f'go on from {noted} with {command.again or "--resume"}'

@@ -58,14 +58,22 @@ def is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
         not norm.training
         and is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
         and is_plain(conv, nn.Conv2d)
-        and conv.bias is None
         and conv.padding_mode == 'zeros'
         and norm.running_mean is not None
         and norm.running_var is not None
         and _has_plain(norm, 'weight', 'bias')
         and _has_plain(conv, 'weight')
+        and (_held(conv, 'bias') is None or _has_plain(conv, 'bias'))
         and _held(norm, 'weight').dtype == _held(conv, 'weight').dtype
     )
+
+
+def is_foldable_before(norm: nn.Module, conv: nn.Module) -> bool:
+    """Whether the convolution after a BatchNorm can take it over: as :func:`is_foldable`, and nothing is padded.
+
+    What is padded is zero behind the BatchNorm, and not before it.
+    """
+    return is_foldable(conv, norm) and conv.padding == (0, 0) and conv.groups == 1
 
 
 def _has_plain(module: nn.Module, *names: str) -> bool:

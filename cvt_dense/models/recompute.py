@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .norms import keeps_statistics
-from .tokens import Size
 
 
-def recomputed(block: nn.Module, tokens: torch.Tensor, size: Size) -> torch.Tensor:
+def recomputed(block: nn.Module, *inputs: Any) -> torch.Tensor:
     """A block's output, its activations computed once more in the backward pass instead of kept."""
     if not torch.is_grad_enabled():
-        return block(tokens, size)
+        return block(*inputs)
     contexts = (nullcontext(), _KeepRunningStatistics(block))
-    return checkpoint(block, tokens, size, use_reentrant=False, context_fn=lambda: contexts)
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
 
 class _KeepRunningStatistics(AbstractContextManager):

@@ -1,4 +1,4 @@
-"""Stages in a row, each on the map of the one before."""
+"""Stages in a row, each on the maps of the one before."""
 
 # No annotations from __future__ here: torch.jit cannot read them any more once torch.fx has traced a model.
 
@@ -8,23 +8,24 @@ import torch
 from torch import nn
 
 
-def run_stages(self: Iterable[nn.Module], x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def run_stages(self: Iterable[nn.Module], maps: list[torch.Tensor]) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
     """Compute stages one after the other.
 
     Args:
-        self: The stages. Each returns the tokens and the size of its map, and has ``to_map``, which views them as the
-            map. Called ``self`` because this is a method too, :meth:`Stages.forward`.
-        x: What the first one takes: ``(N, C, H, W)``.
+        self: The stages. Each returns the tokens and the layout of its maps, and has ``to_maps``, which views them as
+            the maps. Called ``self`` because this is a method too, :meth:`Stages.forward`.
+        maps: What the first one takes: ``(n_i, C, H_i, W_i)`` of each part of the batch
+            (:mod:`~cvt_dense.models.layout`); one for images of one size.
 
     Returns:
-        Tokens and map of each stage: ``(N, P + H_i * W_i, C_i)``, with ``P`` tokens such as a cls token in front, and
-        ``(N, C_i, H_i, W_i)``, a view of them.
+        Tokens and maps of each stage: for images of one size ``(N, P + H * W, C)``, with ``P`` tokens such as a cls
+        token in front, else all in one row; and ``(n_i, C, H_i, W_i)`` of each part, views of them.
     """
-    outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    outputs: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
     for stage in self:
-        tokens, size = stage(x)
-        x = stage.to_map(tokens, size)
-        outputs.append((tokens, x))
+        tokens, layout = stage(maps)
+        maps = stage.to_maps(tokens, layout)
+        outputs.append((tokens, maps))
     return outputs
 
 

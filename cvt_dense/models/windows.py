@@ -28,7 +28,7 @@ def attend_in_windows(
 
     Args:
         query: ``(N, P + H * W, C)``, ``P`` being the layout's ``num_prefix``.
-        key: ``(N, P + Hk * Wk, C)``, with ``Hk = ceil(H / kv_stride)`` and ``Wk = ceil(W / kv_stride)``.
+        key: ``(N, P + Hk * Wk, C)``, of a map as :func:`~cvt_dense.models.window_layout.key_map_size` says.
         value: As ``key``.
         num_heads: Heads that the ``C`` channels are split into, in order.
         scale: Factor on the dot products.
@@ -39,8 +39,7 @@ def attend_in_windows(
     """
     if not torch.jit.is_scripting():  # torch.jit leaves out a branch by its condition alone
         if torch.compiler.is_dynamo_compiling():
-            settings = (layout.kv_stride, layout.window_size, layout.num_prefix)
-            return _attend_in_windows_opaquely(query, key, value, num_heads, scale, *layout.size, *settings)
+            return _attend_in_windows_opaquely(query, key, value, num_heads, scale, *layout.size, *layout[1:])
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # torch.export, or a trace
             return attend_in_padded_windows(query, key, value, num_heads, scale, layout)
     return _attend_window_by_window(query, key, value, num_heads, scale, layout)
@@ -54,12 +53,12 @@ def _attend_window_by_window(
     scale: float,
     layout: WindowLayout,
 ) -> torch.Tensor:
-    size, kv_stride, window_size, num_prefix = layout
+    size, kv_stride, window_size, num_prefix, partial_keys = layout
     if window_size >= max(size):
         return attend(query, key, value, num_heads, scale)
-    rows = cut(size[0], window_size, kv_stride)
-    columns = cut(size[1], window_size, kv_stride)
-    kv_size = key_map_size(size, kv_stride)
+    rows = cut(size[0], window_size, kv_stride, partial_keys)
+    columns = cut(size[1], window_size, kv_stride, partial_keys)
+    kv_size = key_map_size(size, kv_stride, partial_keys)
     query_map = query[:, num_prefix:].unflatten(1, size)
     key_map, value_map = key[:, num_prefix:].unflatten(1, kv_size), value[:, num_prefix:].unflatten(1, kv_size)
     key_prefix, value_prefix = key[:, :num_prefix], value[:, :num_prefix]
@@ -131,8 +130,9 @@ def _attend_in_windows_opaquely(
     kv_stride: int,
     window_size: int,
     num_prefix: int,
+    partial_keys: bool = True,
 ) -> torch.Tensor:
-    layout = WindowLayout((height, width), kv_stride, window_size, num_prefix)
+    layout = WindowLayout((height, width), kv_stride, window_size, num_prefix, partial_keys)
     return _attend_window_by_window(query, key, value, num_heads, scale, layout).contiguous()
 
 
@@ -140,7 +140,7 @@ def _attend_in_windows_opaquely(
 torch.library.define(
     'cvt_dense::attend_in_windows_backward',
     '(Tensor gradient, Tensor query, Tensor key, Tensor value, int num_heads, float scale, SymInt height, SymInt width,'
-    ' int kv_stride, int window_size, int num_prefix) -> (Tensor, Tensor, Tensor)',
+    ' int kv_stride, int window_size, int num_prefix, bool partial_keys) -> (Tensor, Tensor, Tensor)',
 )
 
 

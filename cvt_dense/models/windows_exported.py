@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from .attention import attend
-from .window_layout import WindowLayout
+from .window_layout import WindowLayout, key_map_size
 
 
 def attend_in_padded_windows(
@@ -21,15 +21,15 @@ def attend_in_padded_windows(
     layout: WindowLayout,
 ) -> torch.Tensor:
     """:func:`cvt_dense.models.windows.attend_in_windows`, in operators that any format has."""
-    size, kv_stride, window_size, num_prefix = layout
-    rows = _PaddedCut(size[0], window_size, kv_stride, query.device)
-    columns = _PaddedCut(size[1], window_size, kv_stride, query.device)
+    size, _, _, num_prefix, _ = layout
+    rows = _PaddedCut(size[0], layout, query.device)
+    columns = _PaddedCut(size[1], layout, query.device)
     images, num_windows = query.shape[0], rows.count * columns.count
 
     def cut_queries(x: torch.Tensor) -> torch.Tensor:
         x = _pick(x[:, num_prefix:].unflatten(1, size), rows.queries, columns.queries)
-        x = x.reshape(images, rows.count, rows.length * kv_stride, columns.count, columns.length * kv_stride, -1)
-        return x.transpose(2, 3).reshape(images * num_windows, rows.length * columns.length * kv_stride**2, -1)
+        x = x.reshape(images, rows.count, rows.span, columns.count, columns.span, -1)
+        return x.transpose(2, 3).reshape(images * num_windows, rows.span * columns.span, -1)
 
     def cut_keys(x: torch.Tensor) -> torch.Tensor:
         prefix = x[:, None, :num_prefix].expand(-1, num_windows, -1, -1)
@@ -42,7 +42,7 @@ def attend_in_padded_windows(
     mask = mask.reshape(num_windows, rows.length * columns.length)
     mask = torch.cat((mask.new_ones(num_windows, num_prefix), mask), dim=1).expand(images, -1, -1).flatten(0, 1)
     x = attend(cut_queries(query), cut_keys(key), cut_keys(value), num_heads, scale, mask)
-    x = x.reshape(images, rows.count, columns.count, rows.length * kv_stride, columns.length * kv_stride, -1)
+    x = x.reshape(images, rows.count, columns.count, rows.span, columns.span, -1)
     x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     tokens = _pick(x, rows.places, columns.places).flatten(1, 2)
     if num_prefix == 0:
@@ -57,38 +57,43 @@ class _PaddedCut:
         num_keys: Keys of the axis.
         count: Windows.
         length: Keys of each, padding included.
+        span: Queries of each, likewise.
         keys: Key at each place of the padded axis.
         is_key: ``(count, length)``, false where a key is padding.
         queries: Query at each place of the padded axis.
         places: Place of each query on the padded axis.
     """
 
-    def __init__(self, size: int, window_size: int, kv_stride: int, device: torch.device) -> None:
-        # Not -(-a // b), as elsewhere: ONNX divides towards zero.
-        self.num_keys = (size + kv_stride - 1) // kv_stride
+    def __init__(self, size: int, layout: WindowLayout, device: torch.device) -> None:
+        _, kv_stride, window_size, _, partial_keys = layout
+        self.num_keys, _ = key_map_size((size, size), kv_stride, partial_keys)
         keys_per_window = -(-window_size // kv_stride)
         self.count = _unguarded((self.num_keys + keys_per_window - 1) // keys_per_window)
-        self.length = _unguarded((self.num_keys + self.count - 1) // self.count)
+        # At least 2, even if one of them is masked: a graph treats sides of 1 specially.
+        self.length = _unguarded((self.num_keys + self.count - 1) // self.count, 2)
         short, num_long = self.num_keys // self.count, self.num_keys % self.count
         window, slot = torch.arange(self.count, device=device), torch.arange(self.length, device=device)
         first_key = window * short + window.clamp(max=num_long)
         self.is_key = slot < (short + (window < num_long).long())[:, None]
         self.keys = (first_key[:, None] + slot).flatten().clamp(max=self.num_keys - 1)
-        offset = torch.arange(kv_stride, device=device)
-        self.queries = (self.keys[:, None] * kv_stride + offset).flatten().clamp(max=size - 1)
+        self.span = self.length * kv_stride
+        if not partial_keys:  # the last window has the queries that are left over
+            self.span = _unguarded(self.span + size - self.num_keys * kv_stride, 2)
+        offset = torch.arange(self.span, device=device)
+        self.queries = (first_key[:, None] * kv_stride + offset).flatten().clamp(max=size - 1)
         query = torch.arange(size, device=device)
-        key = query // kv_stride
+        key = (query // kv_stride).clamp(max=self.num_keys - 1)
         window = torch.maximum(key // (short + 1), (key - num_long) // short)
-        slot = key - window * short - window.clamp(max=num_long)
-        self.places = (window * self.length + slot) * kv_stride + query % kv_stride
+        first_query = (window * short + window.clamp(max=num_long)) * kv_stride
+        self.places = window * self.span + query - first_query
 
 
-def _unguarded(number: int) -> int:
-    """A positive number that torch.export takes for any, 1 included: it would bind the graph to what it could infer."""
+def _unguarded(number: int, least: int = 1) -> int:
+    """A number of at least so much that torch.export takes for any: it would bind the graph to what it could infer."""
     if torch.jit.is_tracing():
         return number
-    number = torch.scalar_tensor(number, dtype=torch.long).item()
-    torch._check(number >= 1)
+    number = torch.scalar_tensor(number, dtype=torch.long).clamp(min=least).item()
+    torch._check(number >= least)
     return number
 
 

@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
-from mmengine.visualization import LocalVisBackend
+from mmengine.visualization import LocalVisBackend, MLflowVisBackend
 
 if TYPE_CHECKING:
     from .painter import Painter
@@ -70,8 +70,8 @@ class SamplesHook(Hook):
     """Draws predictions beside the ground truth on a few validation images, the same ones each time.
 
     The pictures go to ``samples/epoch_N`` or ``samples/iter_N`` in the work directory and to the visualizer's backends
-    other than the local one, such as TensorBoard. The left half is the ground truth, the right half the prediction that
-    evaluation makes anyway.
+    other than the local one, such as TensorBoard, there by the iteration, as losses do. The left half is the ground
+    truth, the right half the prediction that evaluation makes anyway.
 
     Args:
         interval: Evaluations from one set of pictures to the next; the last one of a run always has a set. 0: none.
@@ -94,8 +94,7 @@ class SamplesHook(Hook):
             if is_main_process() and self._is_due(runner):
                 from .painter import Painter
 
-                meta = runner.visualizer.dataset_meta or {}
-                self._painter = Painter(meta.get('classes') or (), meta.get('palette'))
+                self._painter = Painter.of(runner.visualizer.dataset_meta or {})
                 total = len(runner.val_dataloader.sampler)
                 self._wanted = {i * total // self.count for i in range(self.count)}
 
@@ -140,8 +139,7 @@ class PicturesHook(Hook):
         dataset = runner.test_dataloader.dataset
         prefix = getattr(dataset, 'data_prefix', {})
         self._images = Path(prefix.get('img') or prefix.get('img_path') or '')
-        meta = dataset.metainfo
-        self._painter = Painter(meta.get('classes') or (), meta.get('palette'))
+        self._painter = Painter.of(dataset.metainfo)
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[BaseDataElement] | None = None
@@ -163,12 +161,16 @@ def _draw_sample(runner: Runner, sample: BaseDataElement, painter: Painter) -> N
     from .samples import draw_sample
 
     picture = draw_sample(sample, painter)
-    unit, step = _progress(runner)
+    unit, done = _progress(runner)
     name = Path(sample.img_path).stem
-    write_image(Path(runner.work_dir) / 'samples' / f'{unit}_{step}' / f'{name}.png', picture)
+    path = f'samples/{unit}_{done}/{name}.png'
+    write_image(Path(runner.work_dir) / path, picture)
     for backend in runner.visualizer._vis_backends.values():
-        if not isinstance(backend, LocalVisBackend):  # which would write it a second time
-            backend.add_image(f'samples/{name}', picture[..., ::-1], step)
+        if isinstance(backend, LocalVisBackend):  # which would write it a second time
+            continue
+        # MLflow has files in the place of steps.
+        shown_as = path if isinstance(backend, MLflowVisBackend) else f'samples/{name}'
+        backend.add_image(shown_as, picture[..., ::-1], runner.iter)
 
 
 def _progress(runner: Runner) -> tuple[str, int]:

@@ -5,23 +5,27 @@ Of instances that is masks, boxes and labels; of label maps the map and a legend
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .colors import DARK, GREY, WHITE, Color, far_from, letters_on, repaired, rim_of
+from .placement import Rectangle, nearest_points, place_labels
+
 if TYPE_CHECKING:
     from mmengine.structures import InstanceData
 
+#: Of instances that are drawn unless another threshold is given: in samples, in predictions and by the demo.
+SCORE_THRESHOLD = 0.3
 #: Pictures of images whose longer side is shorter are enlarged: labels would hide what they name.
 MIN_SIDE = 480
 #: Pixels of a side of the largest JPEG that encoders write.
@@ -29,13 +33,10 @@ JPEG_LIMIT = 65500
 #: Of the titles above pictures that are joined, in pixels.
 TITLE_HEIGHT = 28
 
-_DARK = (20, 20, 20)
-_GREY = (160, 160, 160)
-_WHITE = (255, 255, 255)
+_SMALLEST_FONT = 9  # pixels; a label that is too long in it is shortened
 _MASK_OPACITY = 0.4
 _MAP_OPACITY = 0.55
-
-Color = tuple[int, int, int]
+_DARK_GROUND = 60  # of 255: a dark line would not be seen on it
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,37 @@ class Instances:
         )
 
 
+class _Key(NamedTuple):
+    """What a label says, of which the name may be shortened, and its RGB colour."""
+
+    name: str
+    suffix: str
+    color: Color
+
+
 class Painter:
     """Draws objects and label maps of one set of classes.
 
+    A class has the same colour in all pictures, which depends on nothing but its label and the palette.
+
     Args:
         classes: Their names, in the order of the labels.
-        palette: An RGB colour for each; if it is not a list, or too short, colours far apart are chosen.
+        palette: An RGB colour for each, of which those that look like an earlier one are replaced. If it is not a list,
+            or has more or fewer, all are chosen: as different as possible from each other and from common pictures.
     """
 
     def __init__(self, classes: Sequence[str], palette: Sequence[Sequence[int]] | str | None = None) -> None:
         self.classes = [str(name) for name in classes]
         given = [] if palette is None or isinstance(palette, str) else [_color(entry) for entry in palette]
-        self._palette = given if len(given) >= len(self.classes) else []
+        # A data set of other classes than its own type's still has the palette of those.
+        self._colors = repaired(given) if len(given) == len(self.classes) else []
+        self._further = far_from(self._colors)
+
+    @classmethod
+    def of(cls, metainfo: Mapping[str, Any]) -> Painter:
+        """One for the classes and the palette of a data set's ``metainfo``, which may have neither."""
+        classes, palette = metainfo.get('classes') or (), metainfo.get('palette')
+        return cls(classes, None if _is_made_up(palette, len(classes)) else palette)
 
     def name(self, label: int) -> str:
         """The name of a class, ``class N`` if it has none."""
@@ -89,11 +109,9 @@ class Painter:
 
     def color(self, label: int) -> Color:
         """The RGB colour of a class."""
-        if label < len(self._palette):
-            return self._palette[label]
-        # Steps of the golden ratio put each hue far from those before it.
-        red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 0.95)
-        return round(255 * red), round(255 * green), round(255 * blue)
+        while len(self._colors) <= label:
+            self._colors.append(next(self._further))
+        return self._colors[label]
 
     def draw_instances(self, image: np.ndarray, found: Instances) -> np.ndarray:
         """Draw masks, boxes, and labels with scores: the surest on top, without scores the smallest.
@@ -112,22 +130,19 @@ class Painter:
         order = np.argsort(rank, kind='stable')
         if found.masks is not None:
             for i in order:
-                _draw_mask(picture, found.masks[i], zoom, keys[i][1])
-        width = _line_width(picture)
-        boxes = np.round(found.boxes * zoom).astype(int)
+                _draw_mask(picture, found.masks[i], zoom, keys[i].color)
+        boxes = np.round(found.boxes * zoom).astype(int).tolist()
         for i in order:
-            # A dark rim shows lines on a background of their own colour.
-            for shade, line in ((_DARK, width + 2), (keys[i][1][::-1], width)):
-                cv2.rectangle(picture, boxes[i, :2].tolist(), boxes[i, 2:].tolist(), shade, line)
-        return _draw_labels(picture, [(boxes[i], *keys[i]) for i in order[::-1]])
+            for shade, line in _strokes(keys[i].color, picture):
+                cv2.rectangle(picture, boxes[i][:2], boxes[i][2:], shade, line)
+        surest_first = order[::-1].tolist()
+        return _draw_labels(picture, [boxes[i] for i in surest_first], [keys[i] for i in surest_first])
 
-    def _instance_key(self, found: Instances, i: int) -> tuple[str, Color]:
-        """The label and the colour of an instance."""
+    def _instance_key(self, found: Instances, i: int) -> _Key:
         label = int(found.labels[i])
         if found.ignored is not None and found.ignored[i]:
-            return f'{self.name(label)} (ignored)', _GREY
-        score = '' if found.scores is None else f' {found.scores[i]:.2f}'
-        return self.name(label) + score, self.color(label)
+            return _Key(self.name(label), ' (ignored)', GREY)
+        return _Key(self.name(label), '' if found.scores is None else f' {found.scores[i]:.2f}', self.color(label))
 
     def draw_label_map(
         self, image: np.ndarray, labels: np.ndarray, fixed_size: bool = False, unlabelled: int | None = None
@@ -149,8 +164,9 @@ class Painter:
         colors = np.array([self.color(i)[::-1] for i in range(int(labels.max()) + 1)], np.uint8)
         tinted = cv2.addWeighted(picture, 1 - _MAP_OPACITY, colors[large], _MAP_OPACITY, 0)
         picture = tinted if unlabelled is None else np.where((large == unlabelled)[..., None], picture, tinted)
-        # Neighbours may have colours that are hard to tell apart.
-        picture[cv2.morphologyEx(large, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0] = _DARK
+        edge = cv2.morphologyEx(large, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+        is_dark = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)[edge, None] < _DARK_GROUND
+        picture[edge] = np.where(is_dark, np.uint8(WHITE), np.uint8(DARK))
         legend = self._legend(labels, picture.shape[0], _font_size(picture), fixed_size, unlabelled)
         below = ((0, max(0, legend.shape[0] - picture.shape[0])), (0, 0), (0, 0))
         return np.hstack([np.pad(picture, below, constant_values=255), legend])
@@ -165,7 +181,7 @@ class Painter:
         row = round(1.5 * font_size)
         keys = {int(label): (self.name(int(label)), self.color(int(label))) for label in present}
         if unlabelled in keys:
-            keys[unlabelled] = 'unlabelled', _WHITE
+            keys[unlabelled] = 'unlabelled', WHITE
         rows = [(*keys[int(present[i])], pixels[i] / labels.size) for i in largest_first]
         fitting = max(1, (height - row // 2) // row)
         hidden = len(rows) - fitting + 1 if fixed_size and len(rows) > fitting else 0
@@ -176,16 +192,16 @@ class Painter:
         draw = ImageDraw.Draw(canvas)
         for y, (name, color, share) in zip(count(row // 2, row), rows):
             box = (font_size // 2, y, round(1.5 * font_size), y + font_size)
-            draw.rectangle(box, fill=color, outline=_DARK)
-            draw.text((2 * font_size, y - font_size // 8), f'{name} {share:.1%}', font=font, fill=_DARK)
+            draw.rectangle(box, fill=color, outline=DARK)
+            draw.text((2 * font_size, y - font_size // 8), f'{name} {share:.1%}', font=font, fill=DARK)
         if hidden:
             y = row // 2 + row * len(rows)
-            draw.text((2 * font_size, y - font_size // 8), f'{hidden} more', font=font, fill=_DARK)
+            draw.text((2 * font_size, y - font_size // 8), f'{hidden} more', font=font, fill=DARK)
         return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
 
 
 def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Join pictures from left to right, each below its title and in as much room as the largest one takes.
+    """Join pictures from left to right, each below its title and in as much room as the largest one, or title, takes.
 
     Args:
         pictures: ``(h, w, 3)`` of uint8, BGR, by title.
@@ -193,11 +209,13 @@ def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
     Returns:
         ``(h, w, 3)`` of uint8, BGR.
     """
+    font, margin = _font(TITLE_HEIGHT * 2 // 3), TITLE_HEIGHT // 4
     height, width = np.max([picture.shape[:2] for picture in pictures.values()], axis=0).tolist()
+    width = max(width, *(math.ceil(font.getlength(title)) + 2 * margin for title in pictures))
     canvas = Image.new('RGB', (width * len(pictures), TITLE_HEIGHT + height), 'white')
     draw = ImageDraw.Draw(canvas)
     for left, (title, picture) in zip(count(0, width), pictures.items()):
-        draw.text((left + TITLE_HEIGHT // 4, TITLE_HEIGHT // 8), title, font=_font(TITLE_HEIGHT * 2 // 3), fill=_DARK)
+        draw.text((left + margin, TITLE_HEIGHT // 8), title, font=font, fill=DARK)
         canvas.paste(Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)), (left, TITLE_HEIGHT))
     return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
 
@@ -231,38 +249,60 @@ def _draw_mask(picture: np.ndarray, mask: np.ndarray, zoom: int, color: Color) -
     inside = cv2.resize(cut, region.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 127
     region[inside] = (1 - _MASK_OPACITY) * region[inside] + _MASK_OPACITY * np.array(color[::-1])
     contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    width = _line_width(picture)
-    for shade, line in ((_DARK, width + 2), (color[::-1], width)):
+    for shade, line in _strokes(color, picture):
         cv2.drawContours(picture, contours, -1, shade, line, offset=(x * zoom, y * zoom))
 
 
-def _draw_labels(picture: np.ndarray, labelled: Sequence[tuple[np.ndarray, str, Color]]) -> np.ndarray:
-    """Draw labels, each given by its box, text and colour; the first ones have the first choice of place."""
+def _draw_labels(picture: np.ndarray, boxes: Sequence[Rectangle], keys: Sequence[_Key]) -> np.ndarray:
+    """Draw labels beside their boxes, with a line to those that are farther away; the first ones have first choice."""
     canvas = Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
     draw = ImageDraw.Draw(canvas)
-    font = _font(_font_size(picture))
-    margin = font.size // 4
-    placed: list[tuple[int, int, int, int]] = []
-    for box, text, color in labelled:
-        size = math.ceil(font.getlength(text)) + 2 * margin, sum(font.getmetrics()) + margin
-        x, y = _place(box, size, placed, canvas.size)
-        placed.append((x, y, x + size[0], y + size[1]))
-        draw.rectangle(placed[-1], fill=color, outline=_DARK)
-        draw.text((x + margin, y + margin // 2), text, font=font, fill=_readable_on(color))
+    labels = [_Label(key, _font_size(picture), canvas.size) for key in keys]
+    width = _line_width(picture)
+    rim = max(line for _, line in _strokes(DARK, picture)) // 2
+    places = place_labels(canvas.size, boxes, [label.size for label in labels], rim + 1)
+    drawn = [(box, place, label) for box, place, label in zip(boxes, places, labels) if place]
+    for box, place, label in reversed(drawn):
+        ends = nearest_points(place, (box[0], box[1], box[2] + 1, box[3] + 1))
+        if math.dist(*ends) > 2 * rim + 2:
+            for shade, line in _strokes(label.color, picture):
+                draw.line(ends, fill=shade[::-1], width=line - width // 2)
+    for _, place, label in drawn:
+        label.draw(draw, place)
     return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
 
 
-def _place(
-    box: np.ndarray, size: tuple[int, int], placed: Sequence[tuple[int, int, int, int]], canvas: tuple[int, int]
-) -> tuple[int, int]:
-    """The left and top of a label: above, within or below its box, and on no other label if possible."""
-    width, height = size
-    x1, y1, _, y2 = box.tolist()
-    x = max(0, min(x1, canvas[0] - width))
-    tops = [y for y in (y1 - height, y1, y2 - height, y2) if 0 <= y <= canvas[1] - height] or [0]
-    beside = [(top, bottom) for left, top, right, bottom in placed if x < right and left < x + width]
-    free = [y for y in tops if not any(y < bottom and top < y + height for top, bottom in beside)]
-    return x, (free or tops)[0]
+class _Label:
+    """A text on a ground of its class's colour, in letters as large as fit into a picture of this size."""
+
+    def __init__(self, key: _Key, font_size: int, canvas: tuple[int, int]) -> None:
+        self.color = key.color
+        for size in range(font_size, 0, -1):
+            self._font, self._margin = _font(size), size // 4
+            height = sum(self._font.getmetrics()) + self._margin
+            self._text = key.name + key.suffix
+            kept = len(key.name)
+            while size <= _SMALLEST_FONT and kept and self._width() > canvas[0]:
+                kept -= 1
+                self._text = f'{key.name[:kept]}…{key.suffix}'
+            if (self._width() <= canvas[0] and height <= canvas[1]) or size == 1:
+                break
+        self.size = min(self._width(), canvas[0]), min(height, canvas[1])
+
+    def _width(self) -> int:
+        return math.ceil(self._font.getlength(self._text)) + 2 * self._margin
+
+    def draw(self, draw: ImageDraw.ImageDraw, place: Rectangle) -> None:
+        x1, y1, x2, y2 = place
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=self.color, outline=rim_of(self.color))
+        position = x1 + self._margin, y1 + self._margin // 2
+        draw.text(position, self._text, font=self._font, fill=letters_on(self.color))
+
+
+def _strokes(color: Color, picture: np.ndarray) -> tuple[tuple[Color, int], tuple[Color, int]]:
+    """BGR colours and widths of a line with its rim, in the order of drawing."""
+    width = _line_width(picture)
+    return (rim_of(color), width + 2 * max(1, width // 3)), (color[::-1], width)
 
 
 def _zoom(image: np.ndarray) -> int:
@@ -288,11 +328,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')), size)
 
 
-def _readable_on(color: Color) -> Color:
-    red, green, blue = color
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else _WHITE
-
-
 def _color(entry: Sequence[int]) -> Color:
     red, green, blue = (int(value) for value in entry)
     return red, green, blue
+
+
+def _is_made_up(palette: Any, count: int) -> bool:
+    """Whether a palette is the one that mmseg draws at random for any data set of so many classes without one."""
+    made_up = np.random.RandomState(42).randint(0, 255, size=(count, 3))
+    return not isinstance(palette, str) and np.array_equal(palette, made_up)

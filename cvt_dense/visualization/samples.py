@@ -7,12 +7,11 @@ import numpy as np
 from mmengine.fileio import get
 from mmengine.structures import BaseDataElement, InstanceData
 
-from .painter import Instances, Painter, side_by_side
+from .painter import SCORE_THRESHOLD, Instances, Painter, side_by_side
 
 #: Larger images are shrunk to it, in pixels.
 MAX_SIDE = 800
 
-_MIN_SCORE = 0.3  # of the instances that are drawn, as in tools/predict.py
 _UNLABELLED = 255  # mmseg's default for pixels that count neither in training nor in evaluation
 _NOTHING = Instances(boxes=np.zeros((0, 4)), labels=np.zeros(0, int))
 
@@ -28,17 +27,18 @@ def draw_sample(sample: BaseDataElement, painter: Painter) -> np.ndarray:
         ``(h, w, 3)`` of uint8, BGR.
     """
     image = cv2.imdecode(np.frombuffer(get(sample.img_path), np.uint8), cv2.IMREAD_COLOR)
-    title = 'ground truth'
+    titles = ['ground truth', 'prediction']
     if 'pred_sem_seg' in sample:
         true, found = (sample.get(name).data[0].cpu().numpy() for name in ('gt_sem_seg', 'pred_sem_seg'))
         halves = [painter.draw_label_map(image, true, unlabelled=_UNLABELLED), painter.draw_label_map(image, found)]
     else:
         halves = [painter.draw_instances(image, part) for part in (_true_instances(sample), _found_instances(sample))]
+        titles[1] = f'prediction, scores from {SCORE_THRESHOLD}'
         if 'bboxes' not in sample.get('gt_instances', ()):
-            title = 'ground truth: not loaded by the pipeline'
+            titles[0] = 'ground truth: not loaded by the pipeline'
     scale = min(1, MAX_SIDE / max(image.shape[:2]))
     halves = [cv2.resize(half, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for half in halves]
-    return side_by_side(dict(zip((title, 'prediction'), halves)))
+    return side_by_side(dict(zip(titles, halves)))
 
 
 def _true_instances(sample: BaseDataElement) -> Instances:
@@ -53,4 +53,4 @@ def _true_instances(sample: BaseDataElement) -> Instances:
 
 def _found_instances(sample: BaseDataElement) -> Instances:
     found = sample.get('pred_instances')
-    return _NOTHING if found is None else Instances.of(found[found.scores >= _MIN_SCORE])
+    return _NOTHING if found is None else Instances.of(found[found.scores >= SCORE_THRESHOLD])

@@ -39,7 +39,7 @@ def attention_inside(trunk: CvTTrunk, image: Tensor) -> list[dict[str, Any]]:
             projection = getattr(block.attn, name)
             projection.register_forward_hook(lambda m, a, out, e=entry, n=name: e.update({n: out[0]}))
         block.attn.proj.register_forward_pre_hook(lambda m, a, e=entry: e.update(attended=a[0][0]))
-        block.attn.register_forward_pre_hook(lambda m, a, e=entry: e.update(size=a[1]))
+        block.attn.register_forward_pre_hook(lambda m, a, e=entry: e.update(size=a[1].sizes[0]))
     with torch.no_grad():
         trunk(image)
     return seen

@@ -54,7 +54,7 @@ def refusal(url: str) -> str:
 
 def kept(cache: Path) -> list[str]:
     """Names of all that is in the cache but locks, which are empty."""
-    return sorted(path.name for path in cache.rglob('*') if path.is_file() and path.suffix != '.lock')
+    return sorted(path.name for path in cache.rglob('*') if path.is_file() and path.suffix not in ('.lock', '.sha256'))
 
 
 def remains(cache: Path) -> list[str]:

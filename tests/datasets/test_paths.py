@@ -34,6 +34,7 @@ def test_missing_data_is_named_from_the_outside_in(tmp_path: Path) -> None:
     root = tmp_path / 'data'
     cfg = configured(detection(root))
     annotations, images = root / 'annotations' / 'train.json', root / 'images' / 'training'
+    option = '--cfg-options train_dataloader.dataset'
 
     def missing() -> str:
         with pytest.raises(UserError) as error:
@@ -42,11 +43,11 @@ def test_missing_data_is_named_from_the_outside_in(tmp_path: Path) -> None:
 
     assert missing() == f'data root {root} does not exist; make it thus'
     annotations.parent.mkdir(parents=True)
-    assert missing() == f'annotation file {annotations} does not exist; make it thus'
+    assert missing() == f'annotation file {annotations} does not exist; make it thus, or {option}.ann_file=FILE'
     annotations.touch()
-    assert missing() == f'img folder {images} does not exist; make it thus'
+    assert missing() == f'img folder {images} does not exist; make it thus, or {option}.data_prefix.img=FOLDER'
     images.mkdir(parents=True)
-    assert missing() == f'img folder {images} is empty; make it thus'
+    assert missing() == f'img folder {images} is empty; make it thus, or {option}.data_prefix.img=FOLDER'
     (images / '1.jpg').touch()
     data_paths.check_data(cfg, ('train',))
 
@@ -67,7 +68,7 @@ def test_of_segmentation_both_folders_are_needed(tmp_path: Path) -> None:
 
 def test_without_a_hint_the_data_root_is_the_hint(tmp_path: Path) -> None:
     cfg = Config(dict(train_dataloader=dict(dataset=detection(tmp_path / 'data'))))
-    with pytest.raises(UserError, match='set data_root in the config'):
+    with pytest.raises(UserError, match=r'--cfg-options train_dataloader\.dataset\.data_root=FOLDER'):
         data_paths.check_data(cfg, ('train',))
 
 

@@ -69,6 +69,23 @@ def test_a_broken_config_says_what_is_wrong(tmp_path: Path, text: str, reason: s
     assert reason in message(error)
 
 
+@pytest.mark.parametrize(
+    ('base', 'told'),
+    [
+        ('None', 'which is switched off (None) in its base; leave mask_head out, or begin'),
+        ('[dict(num_classes=2)]', 'which is a list in its base; write mask_head as the base has it, or begin'),
+    ],
+)
+def test_a_dict_that_nothing_in_the_base_takes_is_a_line(tmp_path: Path, base: str, told: str) -> None:
+    (tmp_path / 'base.py').write_text(f'{CONFIG}model.update(roi_head=dict(mask_head={base}))\n')
+    child = "_base_ = 'base.py'\nmodel = dict(roi_head=dict(mask_head=dict({}num_classes=3)))\n"
+    with pytest.raises(UserError) as error:
+        load(tmp_path, child.format(''))
+    assert f'config.py cannot be read: it merges a dict into mask_head, {told}' in message(error)
+    assert load(tmp_path, child.format('_delete_=True, ')).model.roi_head.mask_head == dict(num_classes=3)
+    assert load(tmp_path, "_base_ = 'base.py'\n").model.roi_head.mask_head in (None, [dict(num_classes=2)])
+
+
 @pytest.mark.parametrize(('name', 'text'), [('a.yaml', 'a: [1\n'), ('a.json', '{"a":'), ('a.txt', 'x'), ('a.py', '\0')])
 def test_a_config_of_another_kind_is_refused(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(UserError, match='cannot be read') as error:

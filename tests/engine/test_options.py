@@ -12,6 +12,7 @@ from small_config import CONFIG
 
 from cvt_dense.engine import options
 from cvt_dense.errors import UserError
+from cvt_dense.registry import each_evaluator
 
 pytestmark = pytest.mark.usefixtures('launch_environment')
 
@@ -87,6 +88,30 @@ def test_tensorboard_is_logged_to_beside_what_is_logged_to_anyway(
     assert 'tensorboard --logdir runs/a' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('hooks', 'expected'),
+    [
+        (None, dict(type='LoggerHook', log_metric_by_epoch=False)),
+        (
+            dict(logger=dict(type='LoggerHook', interval=5)),
+            dict(type='LoggerHook', interval=5, log_metric_by_epoch=False),
+        ),
+        (
+            dict(logger=dict(type='LoggerHook', log_metric_by_epoch=True)),
+            dict(type='LoggerHook', log_metric_by_epoch=True),
+        ),
+        (dict(logger=dict(type='MyLogger')), dict(type='MyLogger')),
+        (dict(logger=None), None),
+    ],
+)
+def test_in_tensorboard_metrics_go_by_the_iteration_unless_the_config_says_otherwise(
+    hooks: dict[str, Any] | None, expected: dict[str, Any] | None
+) -> None:
+    cfg = Config(dict(work_dir='runs/a') | ({} if hooks is None else dict(default_hooks=hooks)))
+    options.log_to_tensorboard(cfg)
+    assert cfg.default_hooks.logger == expected
+
+
 def test_without_tensorboard_its_flag_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'pip install tensorboard$'):
@@ -125,12 +150,19 @@ def test_the_toolkit_can_dump_to_every_name_that_is_let_through(tmp_path: Path) 
         METRICS.build(dict(cfg.test_evaluator[1], _scope_='mmdet'))
 
 
-@pytest.mark.parametrize('evaluator', [dict(type='IoUMetric'), [dict(type='IoUMetric')]])
+@pytest.mark.parametrize(
+    'evaluator',
+    [
+        dict(type='IoUMetric'),
+        [dict(type='IoUMetric')],
+        dict(type='Evaluator', metrics=dict(type='IoUMetric')),
+        dict(type='Evaluator', metrics=[dict(type='IoUMetric')]),
+    ],
+)
 def test_label_maps_of_segmentation_are_kept_in_a_folder(evaluator: Any) -> None:
     cfg = evaluation('mmseg', evaluator)
     options.dump_predictions(cfg, 'maps')
-    metric = cfg.test_evaluator[0] if isinstance(evaluator, list) else cfg.test_evaluator
-    assert metric == dict(type='IoUMetric', output_dir='maps', keep_results=True)
+    assert each_evaluator(cfg.test_evaluator) == [dict(type='IoUMetric', output_dir='maps', keep_results=True)]
 
 
 @pytest.mark.parametrize(('scope', 'out'), [('mmdet', 'folder'), ('mmdet', 'a.json'), ('mmseg', 'a.pkl')])

@@ -7,20 +7,24 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from golden import TINY
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
 from paths import ROOT
 from small_runs import SMALL_DETECTION
 from tool_processes import run_tool
+from toolkit_configs import FAMILIES, build, folder, in_scope, training_batch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cvt_dense import CvT
-from cvt_dense.backbones.cvt import wrap_cvt_blocks
+from cvt_dense.backbones.fsdp import wrap_backbone_blocks
 from cvt_dense.datasets.shapes_files import make_dataset
 
 # One batch of four images a step, or two of two; nothing random, no norm that sees the batch, and plain SGD, so that
@@ -124,13 +128,14 @@ def test_parameters_are_split_among_processes(data: Path, tmp_path: Path) -> Non
 
 
 def test_each_block_is_wrapped_by_itself() -> None:
-    wrapped = [name for name, module in CvT(TINY).named_modules() if wrap_cvt_blocks(module, False, 0)]
+    wrapped = [name for name, module in CvT(TINY).named_modules() if wrap_backbone_blocks(module, False, 0)]
     blocks = [f'stage{stage}.blocks.{block}' for stage, depth in enumerate(TINY['depths']) for block in range(depth)]
     assert wrapped == blocks
-    assert wrap_cvt_blocks(nn.Linear(1, 1), True, 0)
+    assert wrap_backbone_blocks(nn.Linear(1, 1), True, 0)
 
 
-#: What could leave a parameter without a gradient, or have it differ between processes.
+#: What could leave a parameter without a gradient, or have it differ between processes. ``read``: the maps that are.
+#: ``mixed``: images of several sizes, and of others in the other process.
 SETTINGS: list[dict[str, Any]] = [
     dict(),
     dict(frozen_stages=0),
@@ -141,6 +146,12 @@ SETTINGS: list[dict[str, Any]] = [
     dict(out_indices=(2,), out_norm=False, with_cp=True),
     dict(out_indices=(0, 1)),
     dict(norm_eval=False, drop_path_rate=0.3),
+    dict(mixed=True),
+    dict(mixed=True, norm_eval=False, drop_path_rate=0.3, with_cp=True, window_size=3),
+    dict(read=(1, 2)),
+    dict(read=(0,), out_indices=(0, 1, 2, 3)),
+    dict(read=(3,), out_indices=(0, 1, 2, 3), with_cp=True, norm_eval=False),
+    dict(read=(0,), out_indices=(0, 1, 2, 3), frozen_stages=1, out_norm=False),
 ]
 
 
@@ -149,11 +160,16 @@ def _steps(rank: int, store: str) -> None:
     distributed.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
     for settings in SETTINGS:
         torch.manual_seed(0)
-        model = DistributedDataParallel(CvT(TINY, **settings).train(), find_unused_parameters=False)
+        settings = dict(settings)
+        read, mixed = settings.pop('read', range(4)), settings.pop('mixed', False)
+        sizes = [(32, 20 + 9 * rank), (17 + rank, 48)] if mixed else None
+        backbone = CvT(TINY, **settings).train()
+        model = DistributedDataParallel(backbone, find_unused_parameters=False)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for step in range(3):  # an unused parameter shows in the second
             torch.manual_seed(10 * rank + step)
-            loss = sum(x.square().mean() for x in model(torch.randn(2, 3, 32, 48)))
+            maps = model(torch.randn(2, 3, 32, 48), image_sizes=sizes)
+            loss = sum(x.square().mean() for i, x in enumerate(maps) if i in read)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -170,6 +186,48 @@ def _steps(rank: int, store: str) -> None:
 @pytest.mark.slow
 def test_no_parameter_is_unused(tmp_path: Path) -> None:
     multiprocessing.spawn(_steps, (str(tmp_path / 'store'),), nprocs=2)
+
+
+#: Heads of the toolkits that leave out some of the backbone's maps, or one of which reads one map alone.
+TOOLKIT_FAMILIES = ('RetinaNet', 'FCOS', 'Deformable DETR', 'RTMDet', 'PSPNet', 'SegFormer')
+
+
+def _families(rank: int, files: str) -> None:
+    torch.set_num_threads(1)
+    for toolkit in ('mmdet', 'mmseg'):
+        import_module(f'{toolkit}.utils').register_all_modules(init_default_scope=False)
+    distributed.init_process_group('gloo', init_method=f'file://{files}/store', rank=rank, world_size=2)
+    for family in FAMILIES:
+        if family.name not in TOOLKIT_FAMILIES:
+            continue
+        torch.manual_seed(0)
+        model = MMDistributedDataParallel(build(family), find_unused_parameters=False)
+        optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4))
+        for step in range(2):  # an unused parameter shows in the second
+            torch.manual_seed(10 * rank + step)
+            with in_scope(family):
+                losses = model.train().train_step(training_batch(family), optimizer)
+            assert losses['loss'].isfinite(), f'{family}: {losses}'
+        for name, p in model.module.backbone.named_parameters():
+            others = [torch.empty_like(p) for _ in range(2)]
+            distributed.all_gather(others, p.detach())
+            assert torch.equal(*others), f'{family}: {name} differs between the processes'
+        # A file each: lines that two processes print at the same time can mix.
+        with open(f'{files}/trained{rank}.txt', 'a', encoding='utf-8') as names:
+            names.write(f'{family.name}\n')
+        del model, optimizer, losses
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_heads_of_the_toolkits_train_in_two_processes(tmp_path: Path) -> None:
+    if any(folder(toolkit) is None for toolkit in ('mmdet', 'mmseg')):
+        pytest.skip('a toolkit is installed without its configs')
+    multiprocessing.spawn(_families, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        trained = (tmp_path / f'trained{rank}.txt').read_text(encoding='utf-8').splitlines()
+        assert sorted(trained) == sorted(TOOLKIT_FAMILIES), f'process {rank}'
 
 
 def test_frozen_batchnorm_is_converted_to_syncbn_and_stays_frozen() -> None:

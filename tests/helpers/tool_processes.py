@@ -6,6 +6,7 @@ Not from the tests' own process: once that has computed gradients, torch lets no
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import resource
@@ -94,8 +95,9 @@ class ToolProcess:
         self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the process."""
-        os.kill(self.pid, number)
+        """Send a signal to the process; one that has ended, though its exit code is not written yet, gets none."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
 
 def run_tool(
@@ -181,8 +183,9 @@ class Ranks:
     def kill(self) -> None:
         """End at once those that run, with their data loaders' workers."""
         for process in self.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended, and its exit code is not written yet
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def output(self) -> str:
         """What all of them have printed."""

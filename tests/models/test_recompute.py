@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from cvt_dense.models.layout import Layout
 from cvt_dense.models.recompute import recomputed
+
+LAYOUT = Layout([3], [(2, 3)])
 
 
 class Block(nn.Module):
@@ -17,7 +20,7 @@ class Block(nn.Module):
         self.norm = norm
         self.passes = 0
 
-    def forward(self, tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, layout: Layout) -> torch.Tensor:
         self.passes += 1
         return self.norm(tokens.transpose(1, 2)).transpose(1, 2)
 
@@ -36,8 +39,8 @@ def test_a_recomputed_block_counts_its_batch_once(make: Callable[[], nn.Module],
     plain, block = Block(make()).train(training), Block(make()).train(training)
     tokens = torch.randn(3, 6, 4)
     for step in range(2):
-        plain(tokens + step, (2, 3)).square().mean().backward()
-        recomputed(block, tokens + step, (2, 3)).square().mean().backward()
+        plain(tokens + step, LAYOUT).square().mean().backward()
+        recomputed(block, tokens + step, LAYOUT).square().mean().backward()
     assert (plain.passes, block.passes) == (2, 4)
     assert block.norm.momentum == plain.norm.momentum
     for ours, theirs in zip(block.buffers(), plain.buffers(), strict=True):
@@ -49,6 +52,6 @@ def test_a_recomputed_block_counts_its_batch_once(make: Callable[[], nn.Module],
 def test_without_gradients_nothing_is_kept_to_be_recomputed() -> None:
     block = Block(nn.BatchNorm1d(4))
     with torch.no_grad():
-        recomputed(block, torch.randn(3, 6, 4), (2, 3))
+        recomputed(block, torch.randn(3, 6, 4), LAYOUT)
     assert block.passes == 1
     assert block.norm.num_batches_tracked == 1

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cvt_dense.models.attention import attend
-from cvt_dense.models.window_layout import WindowLayout, cut
+from cvt_dense.models.window_layout import WindowLayout, cut, key_map_size
 from cvt_dense.models.windows import attend_in_windows, from_windows, to_windows
+from cvt_dense.models.windows_exported import attend_in_padded_windows
 
 
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), height=st.integers(1, 5), width=st.integers(1, 5))
@@ -26,10 +29,10 @@ def masked_attention(
     layout: WindowLayout,
 ) -> torch.Tensor:
     """Windowed attention with one head as its definition has it, by a mask of queries x keys."""
-    size, kv_stride, window_size, num_prefix = layout
+    size, kv_stride, window_size, num_prefix, partial_keys = layout
 
     def labels(length: int, of_keys: bool) -> torch.Tensor:
-        runs = cut(length, window_size, kv_stride)
+        runs = cut(length, window_size, kv_stride, partial_keys)
         lengths = [run[2 if of_keys else 1] for run in runs for _ in range(run[0])]
         return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
 
@@ -43,6 +46,7 @@ def masked_attention(
     return products.softmax(-1) @ value
 
 
+@pytest.mark.parametrize('partial_keys', [True, False])
 @pytest.mark.parametrize('num_prefix', [0, 1])
 @pytest.mark.parametrize(
     ('size', 'kv_stride', 'window_size'),
@@ -52,18 +56,20 @@ def masked_attention(
         ((7, 5), 1, 3),
         ((16, 3), 2, 6),
         ((11, 11), 3, 5),
-        ((1, 9), 2, 2),
+        ((2, 9), 2, 2),
+        ((15, 14), 4, 4),
         ((9, 9), 2, 9),
     ],
 )
 def test_queries_attend_to_the_keys_of_their_window_with_the_right_gradients(
-    size: tuple[int, int], kv_stride: int, window_size: int, num_prefix: int
+    size: tuple[int, int], kv_stride: int, window_size: int, num_prefix: int, partial_keys: bool
 ) -> None:
-    num_keys = num_prefix + -(-size[0] // kv_stride) * -(-size[1] // kv_stride)
+    num_keys = num_prefix + math.prod(key_map_size(size, kv_stride, partial_keys))
     lengths = (num_prefix + size[0] * size[1], num_keys, num_keys)
     inputs = [torch.randn(2, length, 6, dtype=torch.double, requires_grad=True) for length in lengths]
-    layout = WindowLayout(size, kv_stride, window_size, num_prefix)
+    layout = WindowLayout(size, kv_stride, window_size, num_prefix, partial_keys)
     ours = attend_in_windows(*inputs, 1, 0.3, layout)
+    torch.testing.assert_close(attend_in_padded_windows(*inputs, 1, 0.3, layout), ours)
     expected = masked_attention(*inputs, layout)
     torch.testing.assert_close(ours, expected)
     direction = torch.randn_like(ours)
@@ -84,7 +90,7 @@ def test_the_operator_for_compiled_graphs_is_a_well_behaved_one() -> None:
     """What torch asks of an operator: schema, shapes without data, gradients, dynamic shapes."""
     query, key, value = (torch.randn(2, n, 12, requires_grad=True) for n in (1 + 7 * 9, 1 + 4 * 5, 1 + 4 * 5))
     for window_size in (4, 9):
-        arguments = (query, key, value, 3, 0.3, 7, 9, 2, window_size, 1)
+        arguments = (query, key, value, 3, 0.3, 7, 9, 2, window_size, 1, True)
         torch.library.opcheck(torch.ops.cvt_dense.attend_in_windows.default, arguments)
         opaque = torch.ops.cvt_dense.attend_in_windows(*arguments)
         plain = attend_in_windows(query, key, value, 3, 0.3, WindowLayout((7, 9), 2, window_size, 1))

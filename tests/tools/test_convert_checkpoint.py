@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import convert_checkpoint
 import pytest
 import torch
-from golden import TINY, Classifier, weights
+from golden import TINY, Classifier, CMTClassifier, weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,17 +59,121 @@ def test_a_round_through_all_formats_changes_nothing(
         source = out
 
 
-def test_a_backbone_is_taken_out_of_a_detector_and_has_no_logits_to_compare(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CvT]:
+    """A detector's checkpoint, and its backbone."""
+    model = CvT('cvt-13').eval()
+    tensors = {f'backbone.{key}': tensor for key, tensor in model.state_dict().items()}
+    path = tmp_path_factory.mktemp('detector') / 'epoch_1.pth'
+    torch.save(dict(meta={}, state_dict=tensors | {'neck.weight': torch.ones(1)}), path)
+    return path, model
+
+
+def printed_call(text: str) -> Any:
+    """The model that the call which the tool printed makes."""
+    (line,) = [line for line in text.splitlines() if line.startswith('to load it: ')]
+    names: dict[str, Any] = {}
+    exec(line.removeprefix('to load it: '), names)
+    return names['model'].eval()
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """A model's parameters and buffers under the trunk's names."""
+    return to_trunk({key.removeprefix('model.'): tensor for key, tensor in model.state_dict().items()})[0]
+
+
+@pytest.mark.parametrize(
+    ('target', 'name'), [('official', 'x.safetensors'), ('timm', "it's.safetensors"), ('timm', 'x.pth'), ('hf', 'x')]
+)
+def test_the_backbone_of_a_detector_loads_by_the_call_that_is_printed(
+    target: str,
+    name: str,
+    detector: tuple[Path, CvT],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model = CvT('cvt-13')
-    detector = {f'backbone.{key}': tensor for key, tensor in model.state_dict().items()}
-    torch.save(dict(meta={}, state_dict=detector | {'neck.weight': torch.ones(1)}), tmp_path / 'epoch_1.pth')
-    for target in SUFFIXES:
-        out = tmp_path / f'{target}.safetensors'
-        convert(monkeypatch, tmp_path / 'epoch_1.pth', out, '--to', target)
-        assert 'ran cvt-13 on an image' in capsys.readouterr().out
-        assert same(to_trunk(load_file(out))[0], dict(model.state_dict()))
+    if target == 'hf':
+        pytest.importorskip('transformers')
+    source, model = detector
+    convert(monkeypatch, source, tmp_path / name, '--to', target)
+    printed = capsys.readouterr().out
+    assert 'ran cvt-13 on an image' in printed
+    norms = 'left out, since no model of {} has them: norm0, norm1, norm2'
+    assert (norms.format(convert_checkpoint.TARGETS[target]) in printed) == (target != 'official')
+    expected = {
+        key: tensor for key, tensor in model.state_dict().items() if target == 'official' or key.startswith('stage')
+    }
+    assert same(weights_of(printed_call(printed)), expected)
+
+
+@pytest.mark.parametrize(('target', 'name'), [('official', 'x.pth'), ('timm', 'x.safetensors'), ('hf', 'x')])
+def test_a_classifier_loads_by_the_call_that_is_printed(
+    target: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if target == 'hf':
+        pytest.importorskip('transformers')
+    classifier = weights(Classifier('cvt-13', 5))
+    stem = 'stage0.patch_embed.proj.weight'
+    classifier[stem] = classifier[stem][:, :2].contiguous()  # for images of two channels
+    torch.save(classifier, tmp_path / 'in.pth')
+    convert(monkeypatch, tmp_path / 'in.pth', tmp_path / name, '--to', target)
+    model = printed_call(capsys.readouterr().out)
+    expected = {key: t for key, t in classifier.items() if target != 'official' or key.startswith('stage')}
+    loaded = weights_of(model)
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
+    if target != 'official':
+        outputs = model(torch.zeros(1, 2, 32, 32))
+        assert getattr(outputs, 'logits', outputs).shape == (1, 5)
+
+
+def test_a_file_for_transformers_has_no_short_call(
+    detector: tuple[Path, CvT], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(monkeypatch, detector[0], tmp_path / 'x.bin', '--to', 'hf')
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        'from_pretrained of transformers takes a folder: OUT without a suffix'
+    )
+
+
+def test_a_folder_keeps_the_names_of_classes_and_what_else_is_in_it(
+    cvt_13: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / 'in', tmp_path / 'out'
+    source.mkdir()
+    save_file(FORMATS['transformers'].from_trunk(cvt_13), source / 'model.safetensors')
+    names = {str(index): f'kind {index}' for index in range(7)}
+    (source / 'config.json').write_text(json.dumps(dict(id2label=names)))
+    out.mkdir()
+    convert(monkeypatch, source, out, '--to', 'hf', '--half')
+    (out / 'README.md').write_text('mine')
+    config = json.loads((out / 'config.json').read_text())
+    assert config['id2label'] == names
+    assert config['label2id'] == {name: int(index) for index, name in names.items()}
+    assert (config['depth'], config['torch_dtype']) == ([1, 2, 10], 'float16')
+    with pytest.raises(UserError, match='exists; overwrite it with --force'):
+        convert(monkeypatch, source, out, '--to', 'hf')
+    convert(monkeypatch, source, out, '--to', 'hf', '--force')
+    assert sorted(path.name for path in out.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
+    assert json.loads((out / 'config.json').read_text())['torch_dtype'] == 'float32'
+
+
+def test_classes_of_published_weights_are_those_of_imagenet() -> None:
+    labels = convert_checkpoint.labels_of('cvt-13-224x224-in1k', 1000)
+    assert labels[0].startswith('tench')
+    assert convert_checkpoint.labels_of('cvt-13-224x224-in1k', 10) == []
+    assert convert_checkpoint.labels_of('epoch_1.pth', 1000) == []
+
+
+def test_a_folder_needs_a_known_variant_and_a_name_that_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(weights(Classifier(TINY, 10)), tmp_path / 'in.pth')
+    with pytest.raises(UserError, match="no known variant, so transformers' config is not known: write a file"):
+        convert(monkeypatch, tmp_path / 'in.pth', tmp_path / 'out', '--to', 'hf')
+    (tmp_path / 'x.pth').mkdir()
+    with pytest.raises(UserError, match=r'x\.pth is a folder; choose another name'):
+        convert(monkeypatch, tmp_path / 'in.pth', tmp_path / 'x.pth', '--force')
 
 
 def test_half_precision_stays_half_precision_and_can_be_asked_for(
@@ -103,12 +209,36 @@ def test_what_is_there_is_overwritten_only_if_asked_for(tmp_path: Path, monkeypa
 
 
 def test_wrong_names_and_foreign_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r'must end in \.safetensors, \.pth or \.bin'):
+    with pytest.raises(UserError, match=r'must end in \.safetensors, \.pth or \.bin; with'):
         convert(monkeypatch, 'in.pth', tmp_path / 'out.onnx')
     with pytest.raises(CheckpointError, match='neither a file nor a known name'):
         convert(monkeypatch, tmp_path / 'in.pth', tmp_path / 'out.pth')
     torch.save({'conv1.weight': torch.ones(1)}, tmp_path / 'in.pth')
-    with pytest.raises(UserError, match='holds no CvT weights of any known format'):
+    with pytest.raises(UserError, match='holds no weights of CvT or CMT, of any known format'):
+        convert(monkeypatch, tmp_path / 'in.pth', tmp_path / 'out.pth')
+
+
+def test_a_file_of_cmt_is_unwrapped_and_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = weights(CMTClassifier('cmt-ti', 1280, 7, pretrain_size=64))
+    torch.save(dict(model=tensors, args=Namespace(lr=0.1)), tmp_path / 'in.pth')
+    convert(monkeypatch, tmp_path / 'in.pth', tmp_path / 'out.safetensors')
+    printed = capsys.readouterr().out
+    assert 'ran cmt-ti on an image before and after: off by ' in printed
+    assert "from cvt_dense import CMT; model = CMT('cmt-ti', pretrain_size=64, init_cfg=" in printed
+    assert same(load_file(tmp_path / 'out.safetensors'), tensors)
+    convert(monkeypatch, tmp_path / 'out.safetensors', tmp_path / 'timm.pth', '--to', 'timm')
+    printed = capsys.readouterr().out
+    assert 'ran cmt-ti on an image before and after: off by ' in printed
+    assert "timm.create_model('cmt_ti', num_classes=7, img_size=64, checkpoint_path=" in printed
+    convert(monkeypatch, tmp_path / 'timm.pth', tmp_path / 'back.pth')
+    assert same(torch.load(tmp_path / 'back.pth'), tensors)
+    with pytest.raises(UserError, match='is of CMT, which has no hf format: leave out --to'):
+        convert(monkeypatch, tmp_path / 'in.pth', tmp_path / 'out.pth', '--to', 'hf')
+    del tensors['relative_pos_b']
+    torch.save(tensors, tmp_path / 'in.pth')
+    with pytest.raises(CheckpointError, match=r'in.pth is incomplete or damaged: a table of the position bias is miss'):
         convert(monkeypatch, tmp_path / 'in.pth', tmp_path / 'out.pth')
 
 

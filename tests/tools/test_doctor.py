@@ -23,6 +23,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from advice import obey
 from doctor import Check, Result
 from doctor_machine import FAIL, NOTE, OK, PACKAGES, Package
 from golden import TINY
@@ -447,6 +448,16 @@ def test_a_gpu_that_torch_has_no_code_for(monkeypatch: pytest.MonkeyPatch) -> No
     assert named == Result(OK, 'A GPU, 8 GiB, compute capability 3.5')
 
 
+def test_a_gpu_whose_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **settings: object) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(torch, 'ones', full)
+    assert_fails(machine.check_gpu(), 'its memory is full', 'CUDA_VISIBLE_DEVICES=NUMBER')
+
+
 def test_attention_without_a_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, 'kernel_runs', lambda backend, dtype, device: False)
     failure, note = machine.check_attention()
@@ -560,33 +571,60 @@ def test_data_in_cocos_format(coco: Path) -> None:
     assert told.endswith('annotations skipped because their area is 0 or a side of their box is below a pixel: 1')
 
 
-BREAK_COCO: dict[str, tuple[Callable[[Path], object], str]] = {
-    'no root': (shutil.rmtree, 'does not exist'),
-    'no file': (lambda root: (root / 'train.json').unlink(), 'train.json does not exist'),
-    'no images': (lambda root: (root / 'train' / 'a.jpg').unlink(), 'train is empty'),
+#: How the data are broken, what is told, and what is said to cure it.
+BREAK_COCO: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    'no root': (shutil.rmtree, 'does not exist', 'set CUSTOM_ROOT=DIR'),
+    'no file': (
+        lambda root: (root / 'train.json').unlink(),
+        'train.json does not exist',
+        'set CUSTOM_ROOT=DIR, or --cfg-options train_dataloader.dataset.dataset.ann_file=FILE',
+    ),
+    'no images': (
+        lambda root: (root / 'train' / 'a.jpg').unlink(),
+        'train is empty',
+        'set CUSTOM_ROOT=DIR, or --cfg-options train_dataloader.dataset.dataset.data_prefix.img=FOLDER',
+    ),
     'no JSON': (
         lambda root: (root / 'train.json').write_text('{"images": ['),
         'train.json is not valid JSON: Expecting value',
+        "export it again, in COCO's format",
     ),
-    'no COCO': (lambda root: (root / 'train.json').write_text('[]'), "is not in COCO's format"),
-    'other names': (lambda root: write_coco(root, categories=[dict(id=3, name='Cat')]), "has no category 'cat'"),
-    'no annotation': (lambda root: write_coco(root, annotations=[]), 'has no annotation of the classes cat, dog'),
-    'other image': (lambda root: (root / 'train' / 'a.jpg').rename(root / 'train' / 'b.jpg'), 'a.jpg does not exist'),
-    'cut image': (lambda root: (root / 'train' / 'a.jpg').write_bytes(b'\xff\xd8\xff'), 'a.jpg is damaged'),
+    'no COCO': (lambda root: (root / 'train.json').write_text('[]'), "is not in COCO's format", 'export it again'),
+    'other names': (
+        lambda root: write_coco(root, categories=[dict(id=3, name='Cat')]),
+        "has no category 'cat'",
+        'c.py --cfg-options train_dataloader.dataset.dataset.metainfo.classes="[Cat]"',
+    ),
+    'no annotation': (
+        lambda root: write_coco(root, annotations=[]),
+        'has no annotation of the classes cat, dog',
+        'write annotations into it',
+    ),
+    'other image': (
+        lambda root: (root / 'train' / 'a.jpg').rename(root / 'train' / 'b.jpg'),
+        'a.jpg does not exist',
+        'put them there, or --cfg-options train_dataloader.dataset.dataset.data_prefix.img=FOLDER',
+    ),
+    'cut image': (
+        lambda root: (root / 'train' / 'a.jpg').write_bytes(b'\xff\xd8\xff'),
+        'a.jpg is damaged',
+        'replace it, or remove image 1 from the data',
+    ),
 }
 
 
 @pytest.mark.parametrize('case', BREAK_COCO)
 def test_broken_data_in_cocos_format(case: str, coco: Path) -> None:
-    break_it, told = BREAK_COCO[case]
+    break_it, told, fix = BREAK_COCO[case]
     break_it(coco)
-    assert_fails(doctor.check_data(detector(coco), GIVEN, 'train'), told, 'set CUSTOM_ROOT=DIR; then ')
+    assert_fails(doctor.check_data(detector(coco), GIVEN, 'train'), told, fix)
 
 
 def test_a_data_set_that_cannot_be_built_is_named(coco: Path) -> None:
     cfg = detector(coco)
     cfg.train_dataloader.dataset.dataset.ann_fil = 'a'
-    assert_fails(doctor.check_data(cfg, GIVEN, 'train'), 'CocoDataset cannot be built: TypeError', 'CUSTOM_ROOT')
+    told = 'CocoDataset cannot be built: TypeError'
+    assert_fails(doctor.check_data(cfg, GIVEN, 'train'), told, 'correct its settings in the config')
 
 
 @pytest.fixture
@@ -625,26 +663,76 @@ def test_label_maps(labels: Path) -> None:
     assert only(doctor.check_data(segmentor(labels, reduce_zero_label=True), GIVEN, 'train')).status == OK
 
 
-BREAK_LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
-    'values': (lambda root: write_labels(root, [0, 3]), 'has the value 3, and the labels of 3 classes are 0 to 2'),
-    'colours': (lambda root: write_labels(root, [0, 1], (24, 32, 3)), 'is a colour picture'),
-    'size': (lambda root: write_labels(root, [0, 1], (24, 30)), 'is 30x24, its image 32x24'),
-    'no map': (lambda root: (root / 'labels' / 'a.png').rename(root / 'labels' / 'b.png'), 'a.png does not exist'),
-    'no image': (lambda root: (root / 'images' / 'a.jpg').rename(root / 'images' / 'a.jpeg'), 'holds no file *.jpg'),
+BREAK_LABELS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    'values': (
+        lambda root: write_labels(root, [0, 4]),
+        'has the value 4, and the labels of 3 classes are 0 to 2',
+        'write 255 in place of values that are no class, or name all classes: set metainfo.classes = (NAME, …) in',
+    ),
+    'values from 1': (
+        lambda root: write_labels(root, [1, 3]),
+        'has the value 3, and the labels of 3 classes are 0 to 2',
+        'if 0 is "unlabelled": --cfg-options train_dataloader.dataset.reduce_zero_label=True; else write 255',
+    ),
+    'colours': (
+        lambda root: write_labels(root, [0, 1], (24, 32, 3)),
+        'is a colour picture',
+        'it has to have one channel, of class numbers',
+    ),
+    'size': (
+        lambda root: write_labels(root, [0, 1], (24, 30)),
+        'is 30x24, its image 32x24',
+        "write it in its image's size",
+    ),
+    'no map': (
+        lambda root: (root / 'labels' / 'a.png').rename(root / 'labels' / 'b.png'),
+        'a.png does not exist',
+        'put them there, or --cfg-options train_dataloader.dataset.data_prefix.seg_map_path=FOLDER',
+    ),
+    'another suffix of maps': (
+        lambda root: (root / 'labels' / 'a.png').rename(root / 'labels' / 'a.tif'),
+        'a.png does not exist',
+        'c.py --cfg-options train_dataloader.dataset.seg_map_suffix=.tif',
+    ),
+    'no image': (
+        lambda root: (root / 'images' / 'a.jpg').rename(root / 'images' / 'a.jpeg'),
+        'holds no file *.jpg',
+        'c.py --cfg-options train_dataloader.dataset.img_suffix=.jpeg',
+    ),
 }
 
 
 @pytest.mark.parametrize('case', BREAK_LABELS)
 def test_broken_label_maps(case: str, labels: Path) -> None:
-    break_it, told = BREAK_LABELS[case]
+    break_it, told, fix = BREAK_LABELS[case]
     break_it(labels)
-    assert_fails(doctor.check_data(segmentor(labels), GIVEN, 'train'), told, 'set data_root in the config; then ')
+    cfg = segmentor(labels)
+    failure = only(doctor.check_data(cfg, GIVEN, 'train'))
+    assert_fails(iter([failure]), told, fix)
+    if 'FOLDER' not in fix and '--cfg-options' in fix:
+        cfg.merge_from_dict(doctor.parsed(tuple(obey(failure.fix, labels))))
+        assert only(doctor.check_data(cfg, GIVEN, 'train')).status == OK
 
 
 def test_labels_from_1_on(labels: Path) -> None:
     write_labels(labels, [0, 1, 4])
     results = doctor.check_data(segmentor(labels, reduce_zero_label=True), GIVEN, 'train')
-    assert_fails(results, 'has the value 4, and the labels of 3 classes are 1 to 3', 'data_root')
+    assert_fails(results, 'has the value 4, and the labels of 3 classes are 1 to 3', 'write 255 in place of values')
+
+
+def test_a_test_split_is_looked_at_if_it_is_ones_own(coco: Path) -> None:
+    cfg = detector(coco)
+    assert doctor.splits_of(cfg) == ['train']
+    loader = dict(cfg.train_dataloader.to_dict())
+    cfg.merge_from_dict(
+        dict(val_cfg=dict(), test_cfg=dict(type='TestLoop'), val_dataloader=loader, test_dataloader=loader)
+    )
+    cfg.val_cfg = dict(type='ValLoop')
+    assert doctor.splits_of(cfg) == ['train', 'val']
+    cfg.test_dataloader.dataset.dataset.ann_file = 'test.json'
+    assert doctor.splits_of(cfg) == ['train', 'val', 'test']
+    results = doctor.check_data(cfg, GIVEN, 'test')
+    assert_fails(results, 'test.json does not exist', 'test_dataloader.dataset.dataset.ann_file=FILE')
 
 
 def test_heads_for_another_number_of_classes(coco: Path, labels: Path) -> None:
@@ -657,7 +745,10 @@ def test_heads_for_another_number_of_classes(coco: Path, labels: Path) -> None:
     cfg = segmentor(labels)
     assert only(doctor.check_classes(cfg, GIVEN)).status == OK
     cfg.model.auxiliary_head[1].num_classes = 19
-    assert_fails(doctor.check_classes(cfg, GIVEN), 'auxiliary_head.1', 'model.auxiliary_head.1.num_classes=3')
+    failure = only(doctor.check_classes(cfg, GIVEN))
+    assert_fails(iter([failure]), 'auxiliary_head.1', 'model.auxiliary_head.1.num_classes=3')
+    cfg.merge_from_dict(doctor.parsed(tuple(obey(failure.fix, labels))))
+    assert only(doctor.check_classes(cfg, GIVEN)).status == OK
 
 
 def with_checkpoint(checkpoint: object, arch: object = TINY) -> Config:
@@ -665,7 +756,7 @@ def with_checkpoint(checkpoint: object, arch: object = TINY) -> Config:
     return Config(dict(model=dict(backbone=dict(type='CvT', arch=arch, init_cfg=init_cfg))))
 
 
-WAYS = 'c.py --cfg-options model.backbone.init_cfg.checkpoint=PATH with a copy, or model.backbone.init_cfg=None'
+WAYS = 'model.backbone.init_cfg.checkpoint=PATH of one that fits, or with model.backbone.init_cfg=None for none'
 
 
 def test_a_checkpoint_that_is_here_has_to_fit(tiny: Path) -> None:
@@ -683,6 +774,21 @@ def test_a_checkpoint_that_nobody_serves(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     cfg = with_checkpoint('cvt-13-224x224-in1k', 'cvt-13')
     assert_fails(doctor.check_checkpoint(cfg, GIVEN), 'HF_HUB_OFFLINE forbids', WAYS)
+
+
+@pytest.mark.parametrize('fault', ['nope.pth', 'no checkpoint'])
+def test_what_is_said_of_a_checkpoint_cures_it(fault: str, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / 'nope.pth').write_bytes(b'nothing')
+    cfg = with_checkpoint(tmp_path / 'nope.pth')
+    if fault == 'no checkpoint':
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpont=str(tiny))
+    failure = only(doctor.check_checkpoint(cfg, GIVEN))
+    assert_fails(iter([failure]), fault if '.' in fault else 'init_cfg has an unknown key', WAYS)
+    options = [word for word in failure.fix.replace('PATH', str(tiny)).split() if word.startswith('model.')]
+    for chosen in (options[:-1], options[-1:]):
+        copy = Config(cfg.to_dict())
+        copy.merge_from_dict(doctor.parsed(tuple(chosen)))
+        assert only(doctor.check_checkpoint(copy, GIVEN)).status == (NOTE if chosen == options[-1:] else OK)
 
 
 def test_no_checkpoint_is_worth_a_note() -> None:
@@ -722,12 +828,56 @@ def test_memory_that_cannot_be_estimated_is_a_note(coco: Path) -> None:
 
 def test_a_rate_for_another_batch_is_worth_a_note(coco: Path) -> None:
     cfg = detector(coco)
-    assert 'auto_scale_lr.base_batch_size' in only(doctor.check_learning_rate(cfg)).text
-    for base, enable, status in ((2, False, OK), (16, False, NOTE), (16, True, OK)):
+    assert 'auto_scale_lr.base_batch_size' in only(doctor.check_learning_rate(cfg, GIVEN)).text
+    for base, enable, status in ((2, False, OK), (2, True, OK), (16, False, NOTE), (16, True, OK)):
         cfg.auto_scale_lr = dict(base_batch_size=base, enable=enable)
-        result = only(doctor.check_learning_rate(cfg))
+        result = only(doctor.check_learning_rate(cfg, GIVEN))
         assert result.status == status
-        assert ('--auto-scale-lr' in result.text) == (status == NOTE)
+        assert ('tools/train.py c.py --auto-scale-lr' in result.text) == (status == NOTE)
+        assert ('start 8 processes, or' in result.text) == (status == NOTE)
+
+
+@pytest.mark.parametrize(
+    'name', ['maskrcnn_cvttiny_fpn_nuclei', 'maskrcnn_cvttiny_fpn_shapes', 'upernet_cvttiny_shapes']
+)
+def test_a_small_config_is_run_at_the_rate_that_it_has(name: str) -> None:
+    assert only(doctor.check_learning_rate(Config.fromfile(ROOT / f'configs/{name}.py'), GIVEN)).status == OK
+
+
+@pytest.mark.parametrize(
+    ('name', 'images', 'options', 'said'),
+    [
+        (DETECTION, 118287, {}, '12 epochs of 59144 iterations; warm-up'),
+        (DETECTION, 200, {}, 'still warming up in the first 1000 of 1200 iterations: --cfg-options'),
+        (DETECTION, None, {}, '12 epochs; warm-up'),
+        (DETECTION, 118287, {'train_cfg.max_epochs': 50}, 'is at its lowest in the other 38: --cfg-options'),
+        (SEGMENTATION, 200, {}, '160000 iterations; warm-up'),
+        ('configs/maskrcnn_cvt13_fpn_custom.py', 10, {}, '12 epochs of 5 iterations; warm-up'),
+        ('configs/upernet_cvt13_custom.py', 10, {}, '20000 iterations; warm-up'),
+    ],
+)
+def test_a_schedule_is_held_against_the_data(name: str, images: int | None, options: dict[str, int], said: str) -> None:
+    cfg = Config.fromfile(ROOT / name)
+    cfg.merge_from_dict(options)
+    loaded = {} if images is None else dict(train=[range(images)])
+    result = only(doctor.check_schedule(cfg, loaded))
+    assert said in result.text
+    assert result.status == (NOTE if '--cfg-options' in said else OK)
+
+
+def test_anchors_are_held_against_the_objects(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('NUCLEI_ROOT', str(data / 'nuclei'))
+    cfg = Config.fromfile(ROOT / 'configs/maskrcnn_cvttiny_fpn_nuclei.py')
+    loaded: dict[str, list[object]] = {}
+    cfg.train_dataloader.dataset.indices = 10
+    assert list(doctor.check_objects(cfg, loaded)) == []  # their file may be wrong
+    assert only(doctor.check_data(cfg, GIVEN, 'train', loaded)).status == OK
+    assert 'pixels as the network sees them, in the median' in only(doctor.check_objects(cfg, loaded)).text
+    cfg.model.rpn_head.anchor_generator['scales'] = [8]
+    advised = only(doctor.check_objects(cfg, loaded))
+    assert advised.status == NOTE
+    cfg.merge_from_dict(doctor.parsed((re.search(r'--cfg-options (\S+),', advised.text)[1],)))
+    assert only(doctor.check_objects(cfg, loaded)).status == OK
 
 
 def test_a_segmentor_with_parts_of_mmdet_needs_both() -> None:
@@ -750,7 +900,10 @@ def test_a_config_is_looked_at_as_a_run_would_have_it(tmp_path: Path, capsys: py
     assert doctor.main([*arguments, f'train_dataloader.dataset.data_root={tmp_path}/nowhere']) == 1
     assert f'data root {tmp_path}/nowhere does not exist' in capsys.readouterr().out
     assert doctor.main([*arguments, 'optim_wrapper=None']) == 1
-    assert 'the config sets no optim_wrapper, which training needs' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    told = 'the config sets no optim_wrapper, which training needs; to fix it: copy it from '
+    (file,) = re.findall(f'{told}(\\S+)', printed)
+    assert Config.fromfile(ROOT / file).optim_wrapper
     assert doctor.main([*arguments, 'modle.x=1']) == 2
     with pytest.raises(SystemExit):
         doctor.main(['--cfg-options', 'a=1'])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from paths import ROOT
+from PIL import Image
 from torch import nn
 
 from cvt_dense import CvT, cli
@@ -35,6 +37,23 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         tool.main()
 
     return run_
+
+
+def as_documented(name: str, folder: Path, result: str) -> str:
+    """Load a file as the documentation shows it, in a process without this package and mmcv.
+
+    Args:
+        name: The file's, in the documentation too.
+        folder: Where it is.
+        result: What to print in the end.
+    """
+    page = (ROOT / 'docs/export.md').read_text()
+    (block,) = [block for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if f"'{name}'" in block]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (211, 163, 3), np.uint8)).save(folder / 'image.jpg')
+    code = f'import sys\nsys.modules |= dict(cvt_dense=None, mmcv=None, mmengine=None)\n{block}\nprint({result})'
+    ended = subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
 
 
 def small_backbone(**settings: object) -> Exportable:
@@ -88,22 +107,11 @@ def test_windows_are_exported_for_all_sizes(suffix: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_segmentor_is_exported_to_onnx_and_runs_as_the_documentation_shows(
-    run: Callable[..., None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(UPERNET, '--out', tmp_path / 'model.onnx', '--cfg-options', *SMALL_UPERNET)
     assert 'takes float32 RGB images' in capsys.readouterr().out
-    (snippet,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    from PIL import Image
-
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (211, 163, 3), np.uint8)).save('image.jpg')
-    variables: dict[str, np.ndarray] = {}
-    exec(snippet, variables)
-    assert variables['labels'].shape == (211, 163)
-    assert variables['labels'].max() < 6
+    assert as_documented('model.onnx', tmp_path, 'labels.shape, labels.max() < 6') == '(211, 163) True'
 
 
 def test_a_segmentor_gives_the_logits_that_mmseg_has(
@@ -120,13 +128,16 @@ def test_a_segmentor_gives_the_logits_that_mmseg_has(
         expected = model.encode_decode(data['inputs'], [dict(img_shape=(130, 203))])
         (logits,) = torch.jit.load(tmp_path / 'model.pt')(images)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert as_documented('model.pt', tmp_path, 'tuple(labels.shape), labels.max().item() < 6') == '(211, 163) True'
 
 
 @pytest.mark.slow
 def test_a_neck_is_exported_with_its_backbone(run: Callable[..., None], tmp_path: Path) -> None:
-    run(MASK_RCNN, '--part', 'neck', '--out', tmp_path / 'model.pt2', '--cfg-options', *SMALL_MASK_RCNN)
-    maps = torch.export.load(tmp_path / 'model.pt2').module()(torch.zeros(1, 3, 128, 203))
+    run(MASK_RCNN, '--part', 'neck', '--out', tmp_path / 'neck.pt2', '--cfg-options', *SMALL_MASK_RCNN)
+    maps = torch.export.load(tmp_path / 'neck.pt2').module()(torch.zeros(1, 3, 128, 203))
     assert [tuple(x.shape) for x in maps] == [(1, 64, 32, 51), (1, 64, 16, 26), (1, 64, 8, 13)]
+    shapes = as_documented('neck.pt2', tmp_path, '*(tuple(x.shape) for x in maps)')
+    assert shapes == '(1, 64, 53, 41) (1, 64, 27, 21) (1, 64, 14, 11)'
 
 
 def test_what_differs_from_the_model_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,13 @@ def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str)
         assert part in last
 
 
+def assert_comes_soon(text: str, output: str) -> None:
+    """The first step of a run is on the first screen, after what the run is."""
+    before = output.partition(text)[0].splitlines()
+    assert len(before) < 26, output[:5000]
+    assert any(line.startswith('    classes ') for line in before)
+
+
 def kill_after_first_checkpoint(work_dir: Path, checkpoint: str, arguments: list[str], env: dict[str, str]) -> None:
     """Start training and kill it, as a machine would die, once the checkpoint is written."""
     log = work_dir.with_suffix('.log')
@@ -51,12 +58,15 @@ def assert_watched(work_dir: Path, step: str, names: list[str], iterations: int)
     """A run that was resumed left curves of all iterations, pictures of these images, and both in TensorBoard."""
     steps = [entry['iter'] for entry in read_history(work_dir) if 'loss' in entry]
     assert steps == list(range(1, iterations + 1))
+    assert read_history(work_dir)[-1]['iter'] == iterations, 'that of the last evaluation'
     with Image.open(work_dir / 'curves.png') as curves:
         assert curves.width > 1000
     assert sorted(path.stem for path in (work_dir / 'samples' / step).iterdir()) == names
-    events = EventAccumulator(str(max(work_dir.glob('2*')) / 'vis_data')).Reload().Tags()
-    assert {f'samples/{name}' for name in names} == set(events['images'])
-    assert 'loss' in events['scalars']
+    events = EventAccumulator(str(max(work_dir.glob('2*')) / 'vis_data')).Reload()
+    assert {f'samples/{name}' for name in names} == set(events.Tags()['images'])
+    (metric,) = {'coco/bbox_mAP', 'mIoU'} & set(events.Tags()['scalars'])
+    shown = [events.Scalars('loss'), events.Scalars(metric), *(events.Images(f'samples/{name}') for name in names)]
+    assert {found[-1].step for found in shown} == {iterations}
 
 
 @pytest.fixture(scope='module')
@@ -118,6 +128,7 @@ def test_a_detector_trains_is_killed_resumes_and_is_tested(data: Path, official:
     options += ['default_hooks.samples.interval=1']
     arguments = [MASK_RCNN, '--work-dir', str(work_dir), '--tensorboard', '--cfg-options', *options]
     kill_after_first_checkpoint(work_dir, 'epoch_1.pth', arguments, env)
+    assert_comes_soon('Epoch(train)', work_dir.with_suffix('.log').read_text())
     assert 'loaded 455 tensors of the trunk' in work_dir.with_suffix('.log').read_text()
 
     # Resuming needs the pre-trained weights no more.
@@ -140,6 +151,7 @@ def test_a_detector_trains_is_killed_resumes_and_is_tested(data: Path, official:
     tested = run('test.py', *arguments, '--work-dir', tmp_path / 'test', '--cfg-options', *SMALL_DETECTION, env=env)
     assert tested.returncode == 0, tested.stderr[-3000:]
     assert 'coco/segm_mAP' in tested.stdout + tested.stderr
+    assert_comes_soon('Epoch(test)', tested.stdout + tested.stderr)
     with open(predictions, 'rb') as file:
         assert len(pickle.load(file)) == 2
     assert sorted(path.stem for path in pictures.glob('*.png')) == names
@@ -153,6 +165,7 @@ def test_a_segmentor_trains_is_killed_resumes_and_is_tested(data: Path, official
     options += ['train_cfg.val_interval=3']
     arguments = [UPERNET, '--work-dir', str(work_dir), '--tensorboard', '--cfg-options', *options]
     kill_after_first_checkpoint(work_dir, 'iter_1.pth', arguments, env)
+    assert_comes_soon('Iter(train)', work_dir.with_suffix('.log').read_text())
 
     resumed = run('train.py', *arguments, '--resume', env=env)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
@@ -170,6 +183,7 @@ def test_a_segmentor_trains_is_killed_resumes_and_is_tested(data: Path, official
     tested = run('test.py', *arguments, '--work-dir', tmp_path / 'test', '--cfg-options', *SMALL_SEGMENTATION, env=env)
     assert tested.returncode == 0, tested.stderr[-3000:]
     assert 'mIoU' in tested.stdout + tested.stderr
+    assert_comes_soon('Iter(test)', tested.stdout + tested.stderr)
     assert sorted(path.stem for path in maps.glob('*.png')) == names
     for name in names:
         with (
@@ -333,7 +347,8 @@ def test_layer_wise_decay_is_one_line(data: Path, tmp_path: Path) -> None:
     arguments = (UPERNET, '--work-dir', tmp_path, '--cfg-options', *options)
     result = run('train.py', *arguments, env={'ADE20K_ROOT': str(data / 'ade_mini')})
     assert result.returncode == 0, result.stderr[-3000:]
-    assert 'Parameter groups:' in result.stdout + result.stderr
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'Parameter groups:' in log.read_text()
     wrong = run(
         'train.py', *arguments, 'optim_wrapper.paramwise_cfg.decay=1', env={'ADE20K_ROOT': str(data / 'ade_mini')}
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import timm
 import torch
 import validate_imagenet
-from golden import TINY, Classifier, weights
+from golden import TINY, Classifier, CMTClassifier, weights
 from PIL import Image
 from torch import nn
 
@@ -130,6 +131,16 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -
     with pytest.raises(CheckpointError, match="these are cvt-13's; the config asks for cvt-21"):
         validate_imagenet.build_model('cvt_21', str(tmp_path / 'a.pth'))
     torch.save({key: t for key, t in tensors.items() if not key.startswith('head')}, tmp_path / 'a.pth')
-    with pytest.raises(UserError, match=r'head\.weight') as error:
+    with pytest.raises(UserError, match='holds no classifier') as error:
         validate_imagenet.build_model('cvt_13', str(tmp_path / 'a.pth'))
     assert '\n' not in str(error.value)
+
+
+def test_a_file_of_cmt_is_taken_as_its_authors_wrap_it(tmp_path: Path) -> None:
+    with torch.device('meta'):
+        names = CMTClassifier('cmt-ti', 1280, 1000)
+    tensors = weights(names)
+    torch.save(dict(model=tensors, args=Namespace(lr=0.1)), tmp_path / 'cmt_tiny.pth')
+    model = validate_imagenet.build_model('cmt_ti', str(tmp_path / 'cmt_tiny.pth'))
+    assert torch.equal(model.head.weight, tensors['head.weight'])
+    assert model.pretrained_cfg['input_size'] == (3, 160, 160)

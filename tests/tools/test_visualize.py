@@ -110,7 +110,7 @@ def test_images_are_prepared_as_the_configs_preprocessor_does(settings: str, pho
     network = visualize.build_network(
         None, str(config(photo.parent, f'model = dict(data_preprocessor=dict({settings}))')), None
     )
-    pixels, _ = visualize.read_image(photo, None, 640)
+    pixels = visualize.read_image(photo, None, 640).pixels
     mean, std = network.mean, network.std
     swaps = dict(bgr_to_rgb='bgr_to_rgb=False' not in settings, rgb_to_bgr='rgb_to_bgr=True' in settings)
     preprocessor = DetDataPreprocessor(mean=mean, std=std, **swaps)
@@ -124,7 +124,7 @@ def test_a_variant_by_name_takes_images_as_timm_prepares_them(photo: Path) -> No
     import timm
     from timm.data import create_transform, resolve_data_config
 
-    pixels, _ = visualize.read_image(photo, None, 640)
+    pixels = visualize.read_image(photo, None, 640).pixels
     model = timm.create_model('cvt_13', num_classes=0)
     normalise = create_transform(**resolve_data_config(model=model)).transforms[-2:]
     image = Image.fromarray(pixels)
@@ -138,18 +138,63 @@ def test_a_large_image_is_reduced_and_the_point_with_it(tmp_path: Path) -> None:
     pixels[200:220, 400:420] = 255
     path = tmp_path / 'large.png'
     Image.fromarray(pixels).save(path)
-    reduced, (x, y) = visualize.read_image(path, (410, 210), 100)
-    assert reduced.shape == (60, 100, 3)
-    assert (reduced[y, x] == 255).all()
-    assert visualize.read_image(path, (499, 299), 100)[1] == (99, 59)
-    assert visualize.read_image(path, None, 640)[1] == (250, 150)
+    photo = visualize.read_image(path, (410, 210), 100)
+    x, y = photo.place
+    assert photo.pixels.shape == (60, 100, 3)
+    assert (photo.pixels[y, x] == 255).all()
+    assert photo.query == (410, 210)
+    assert photo.description == '500x300 pixels reduced to 100x60'
+    assert visualize.read_image(path, (499, 299), 100).place == (99, 59)
+    whole = visualize.read_image(path, None, 640)
+    assert whole.place == whole.query == (250, 150)
+    assert whole.description == '500x300 pixels'
 
 
 def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees
-    Image.new('RGB', (40, 20)).save(tmp_path / 'photo.jpg', exif=exif)
-    assert visualize.read_image(tmp_path / 'photo.jpg', (19, 39), 640)[0].shape == (40, 20, 3)
+    Image.new('RGB', (80, 40)).save(tmp_path / 'photo.jpg', exif=exif)
+    photo = visualize.read_image(tmp_path / 'photo.jpg', (39, 79), 40)
+    assert photo.pixels.shape == (40, 20, 3)
+    assert (photo.size, photo.query, photo.place) == ((40, 80), (39, 79), (19, 39))
+    with pytest.raises(UserError, match=r'has 40x80 pixels, turned upright by its EXIF orientation$'):
+        visualize.read_image(tmp_path / 'photo.jpg', (79, 39), 40)
+
+
+def test_the_point_is_named_by_its_pixel_of_the_file_wherever_it_is_named(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path: figures.append(figure) or Path(path).touch())
+    arguments = [photo, '--config', TINY, '--heads', '--size', 45, '--out', photo.parent / 'out']
+    for point in ((83, 7), None):
+        figures.clear()
+        draw(monkeypatch, *arguments, *(('--point', *point) if point else ()))
+        x, y = point or (45, 30)
+        assert f'90x61 pixels reduced to 45x31, query at {x} {y}' in capsys.readouterr().out
+        assert len(figures) == 5
+        for figure in figures:
+            assert f'photo.png, query at {x} {y}, cvt-tiny-shapes' in figure.get_suptitle().replace('\n', ' ')
+        for figure in figures[:2]:
+            assert figure.axes[0].get_title() == f'90×61, query at {x} {y}'
+
+
+@pytest.mark.parametrize('columns', [1, 4])
+def test_titles_end_within_the_picture(columns: int) -> None:
+    title = 'a_photograph_with_a_long_name_from_a_camera.jpg, query at 1200 3400, some-checkpoint.pth, stage 0'
+    figure = visualize._figure(1, columns, np.zeros((40, 60, 3), np.uint8), title)
+    figure.subplots(1, columns)
+    figure.draw_without_rendering()
+    extent = figure._suptitle.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.x1
+    assert figure.get_suptitle().replace('\n', ' ').split() == title.split() or columns == 1
+
+
+def grey(width: int, height: int, place: tuple[int, int], shade: int = 100) -> visualize.Photo:
+    """A grey image, not reduced."""
+    pixels = np.full((height, width, 3), shade, np.uint8)
+    return visualize.Photo(Path('grey.png'), (width, height), place, pixels, place)
 
 
 def pictures_of(figure: Figure) -> list[np.ndarray]:
@@ -158,9 +203,8 @@ def pictures_of(figure: Figure) -> list[np.ndarray]:
 
 def test_the_key_with_the_most_weight_is_the_brightest_place() -> None:
     network = visualize.build_network(None, str(TINY), None)
-    pixels = np.full((96, 128, 3), 100, np.uint8)
     views = inspect_stages(network.trunk.stages, torch.randn(1, 3, 96, 128), (64, 48))
-    _, *panels = pictures_of(visualize.draw_attention(pixels, (64, 48), views, ''))
+    _, *panels = pictures_of(visualize.draw_attention(grey(128, 96, (64, 48)), views, ''))
     rows = [row for view in views for row in view.attention]
     assert len(panels) == len(rows) == 4
     for panel, row in zip(panels, rows):
@@ -172,9 +216,8 @@ def test_the_key_with_the_most_weight_is_the_brightest_place() -> None:
 
 def test_each_head_has_a_panel() -> None:
     network = visualize.build_network(None, str(TINY), None)
-    pixels = np.full((64, 64, 3), 100, np.uint8)
     views = inspect_stages(network.trunk.stages, torch.randn(1, 3, 64, 64), (0, 63))
-    figure = visualize.draw_heads(pixels, (0, 63), views[2].attention, 2, 'title')
+    figure = visualize.draw_heads(grey(64, 64, (0, 63)), views[2].attention, 2, 'title')
     panels = pictures_of(figure)
     assert len(panels) == 2 * 4
     assert len({panel.tobytes() for panel in panels}) == 8
@@ -183,8 +226,8 @@ def test_each_head_has_a_panel() -> None:
 
 def test_even_weights_look_even_and_not_bright() -> None:
     axes = Figure().subplots()
-    pixels = np.zeros((32, 32, 3), np.uint8)
-    visualize._show_weights(axes, pixels, (0, 0), 'name', torch.full((8, 8), 1 / 65), torch.tensor(1 / 65), 4)
+    even = torch.full((8, 8), 1 / 65)
+    visualize._show_weights(axes, grey(32, 32, (0, 0), shade=0), 'name', even, torch.tensor(1 / 65), 4)
     (picture,) = pictures_of(axes.figure)
     assert np.ptp(picture, axis=(0, 1)).max() < 1e-5
     assert 0 < picture.mean() < 0.25
@@ -194,11 +237,11 @@ def test_even_weights_look_even_and_not_bright() -> None:
 def test_what_is_outside_of_the_window_stays_grey(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     windowed = config(photo.parent, 'model = dict(backbone=dict(window_size=[4, 2, None]))')
     network = visualize.build_network(None, str(windowed), None)
-    pixels, point = visualize.read_image(photo, None, 640)
-    views = inspect_stages(network.trunk.stages, network.prepare(pixels), point)
-    _, first, *_, last = pictures_of(visualize.draw_attention(pixels, point, views, ''))
+    image = visualize.read_image(photo, None, 640)
+    views = inspect_stages(network.trunk.stages, network.prepare(image.pixels), image.place)
+    _, first, *_, last = pictures_of(visualize.draw_attention(image, views, ''))
     is_grey = np.ptp(first, axis=2) < 1e-9
-    for place, middle in zip(np.nonzero(~is_grey), reversed(point)):
+    for place, middle in zip(np.nonzero(~is_grey), reversed(image.place)):
         assert np.ptp(place) + 1 == 2 * 8  # two keys, at stride 8
         assert place.min() - 8 <= middle <= place.max() + 8  # the query may be the last of its window, beyond its keys
     assert not (np.ptp(last, axis=2) < 1e-9).any()

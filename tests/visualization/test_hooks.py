@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
+from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
@@ -152,10 +154,27 @@ def test_prediction_and_truth_are_written_side_by_side_and_to_tensorboard(
     assert (prediction == CLASSES['palette'][1]).all(2).any(), 'the colour of dogs'
     (events,) = (path for path in (tmp_path / 'vis_data').rglob('*') if path.is_file())
     (shown,) = pictures_in(events, 'samples/image')
-    assert shown.step == 3
+    assert shown.step == runner.iter == (30 if by_epoch else 3), 'as losses are'
     sent = cv2.imdecode(np.frombuffer(shown.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(sent, picture)
     assert not list(tmp_path.rglob('vis_image')), 'the local backend would write them once more'
+
+
+def test_mlflow_which_has_files_and_no_steps_gets_a_file_for_each_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, np.ndarray] = {}
+    mlflow = MagicMock(MlflowException=ValueError, log_image=lambda image, name: sent.update({name: image}))
+    monkeypatch.setitem(sys.modules, 'mlflow', mlflow)
+    MMLogger.get_instance('test_hooks')
+    for done in (1, 2):
+        runner = training(tmp_path, done, images=1)
+        runner.visualizer = Visualizer(vis_backends=[dict(type='MLflowVisBackend')], save_dir=str(tmp_path))
+        runner.visualizer.dataset_meta = CLASSES
+        evaluate(SamplesHook(), runner, [detection(tmp_path)])
+    assert list(sent) == ['samples/epoch_1/image.png', 'samples/epoch_2/image.png']
+    for name, image in sent.items():
+        np.testing.assert_array_equal(image[..., ::-1], cv2.imread(str(tmp_path / name)))
 
 
 def pictures_in(events: Path, name: str) -> list[Any]:

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from cvt_dense.visualization.colors import Color, differences, far_from, lightness
 from cvt_dense.visualization.painter import MIN_SIDE, TITLE_HEIGHT, Instances, Painter, side_by_side, write_image
 
 CLASSES = ('cat', 'dog', 'Äpfel')
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+COCO = [(220, 20, 60), (119, 11, 32), (0, 0, 142), (0, 0, 230)]  # and so on
+#: Also tissue, blood cells, foliage and sky.
 BACKGROUNDS = [(0, 0, 0), (255, 255, 255), (0, 0, 255), (128, 128, 128)]
+BACKGROUNDS += [(230, 160, 190), (225, 150, 150), (80, 110, 50), (150, 190, 230)]
 
 
 def instances(size: tuple[int, int], boxes: list[list[float]], with_masks: bool = True) -> Instances:
@@ -23,16 +27,49 @@ def instances(size: tuple[int, int], boxes: list[list[float]], with_masks: bool 
     return Instances(np.array(boxes, np.float32).reshape(n, 4), labels, scores, masks if with_masks else None)
 
 
-def test_colours_come_from_the_palette_or_are_far_apart() -> None:
-    assert Painter(CLASSES, PALETTE).color(2) == (0, 0, 255)
-    for palette in (None, 'random', PALETTE[:2], []):
-        painter = Painter(CLASSES, palette)
-        colors = np.array([painter.color(i) for i in range(40)])
-        assert colors.min() >= 0
-        assert colors.max() <= 255
-        assert len(np.unique(colors, axis=0)) == 40
-        assert np.abs(np.diff(colors, axis=0)).sum(1).min() > 150
-        assert painter.color(0) != PALETTE[0], 'a palette that is too short is not mixed with others'
+def colors_of(painter: Painter, count: int) -> list[Color]:
+    return [painter.color(label) for label in range(count)]
+
+
+def test_colours_come_from_a_palette_for_just_these_classes_or_are_chosen() -> None:
+    assert colors_of(Painter(CLASSES, PALETTE), 3) == PALETTE
+    chosen = colors_of(Painter(CLASSES), 3)
+    for palette in (None, 'random', [], PALETTE[:2], [*PALETTE, (9, 9, 9)], COCO):
+        assert colors_of(Painter(CLASSES, palette), 3) == chosen
+
+
+def test_palettes_that_toolkits_give_to_data_sets_without_one_count_as_none() -> None:
+    """mmdet keeps that of the data set's type, mmseg draws one at random."""
+    from mmdet.datasets import CocoDataset
+    from mmseg.datasets import BaseSegDataset
+
+    for names in (('RBC', 'WBC', 'platelet'), ('sky', 'building', 'pole', 'road')):
+        expected = colors_of(Painter(names), len(names))
+        for kind in (CocoDataset, BaseSegDataset):
+            meta = kind(metainfo=dict(classes=names), lazy_init=True).metainfo
+            assert len(meta['palette']) >= len(names)
+            assert colors_of(Painter.of(meta), len(names)) == expected
+    assert colors_of(Painter.of(dict(classes=CLASSES, palette=PALETTE)), 3) == PALETTE
+    assert colors_of(Painter.of({}), 3) == chosen_colors(3)
+
+
+def chosen_colors(count: int) -> list[Color]:
+    return list(islice(far_from([]), count))
+
+
+def test_a_class_has_one_colour_whatever_is_drawn_before() -> None:
+    for palette in (None, PALETTE, [PALETTE[0]] * 3):
+        backwards, forwards = Painter(CLASSES, palette), Painter(CLASSES, palette)
+        assert [backwards.color(label) for label in range(20, -1, -1)][::-1] == colors_of(forwards, 21)
+        assert colors_of(backwards, 21) == colors_of(forwards, 21)
+
+
+def test_duplicates_in_a_palette_are_told_apart_and_so_are_labels_beyond_it() -> None:
+    doubled = Painter([*CLASSES, 'a dog, too'], [*PALETTE, PALETTE[1]])
+    colors = colors_of(doubled, 12)
+    assert colors[:3] == PALETTE
+    for i, color in enumerate(colors):
+        assert i == 0 or differences(color, colors[:i]).min() > 15
 
 
 def test_a_label_without_a_name_gets_one() -> None:
@@ -52,22 +89,35 @@ def test_pictures_of_small_images_are_enlarged_by_a_whole_number(size: tuple[int
 
 
 @pytest.mark.parametrize('background', BACKGROUNDS)
+@pytest.mark.parametrize('palette', [PALETTE, None, [(20, 0, 60), (119, 11, 32), (0, 0, 30)]])
 @pytest.mark.parametrize('label', range(3))
-def test_labels_and_boxes_stand_out_from_any_background(background: tuple[int, int, int], label: int) -> None:
-    image = np.full((500, 500, 3), background, np.uint8)
-    found = instances((500, 500), [[100, 100, 400, 400]], with_masks=False)
-    found = Instances(found.boxes, np.array([label]), found.scores, None)
-    picture = Painter(CLASSES, PALETTE).draw_instances(image, found)
+def test_labels_boxes_and_masks_stand_out_from_any_background(
+    background: Color, palette: list[Color] | None, label: int
+) -> None:
+    image = np.full((500, 500, 3), background[::-1], np.uint8)
+    painter = Painter(CLASSES, palette)
+    for with_masks in (True, False):
+        found = instances((500, 500), [[100, 100, 400, 400]], with_masks)
+        found = Instances(found.boxes, np.array([label]), found.scores, found.masks)
+        picture = painter.draw_instances(image, found)
+        grey = cv2.cvtColor(picture[83:97, 104:150], cv2.COLOR_BGR2GRAY).astype(int)
+        assert grey.max() - grey.min() > 100, 'the letters within the label'
+        # Across the edge there is its colour, a rim, and the background.
+        across = [tuple(color[::-1]) for color in picture[392:408, 250].tolist()]
+        assert painter.color(label) in across
+        assert max(abs(lightness(color) - lightness(background)) for color in across) > 20
 
-    def contrast(region: np.ndarray) -> int:
-        grey = cv2.cvtColor(region, cv2.COLOR_BGR2GRAY).astype(int)
-        return int(grey.max() - grey.min())
 
-    assert contrast(picture[83:97, 104:150]) > 120, 'the letters within the label'
-    # Across the edge of the box there is its colour, a dark rim, and the background.
-    across = picture[395:406, 250].astype(int)
-    assert np.abs(across - np.array(background)).sum(1).max() > 200
-    assert (np.abs(across - np.array(PALETTE[label][::-1])).sum(1) == 0).any()
+def test_lines_between_labels_of_a_map_are_seen_on_dark_and_on_light() -> None:
+    for shade, dark in ((5, True), (250, False)):
+        image = np.full((500, 500, 3), shade, np.uint8)
+        labels = np.zeros((500, 500), int)
+        labels[:, 250:] = 1
+        picture = Painter(('a', 'b'), [(0, 0, 90), (60, 0, 0)]).draw_label_map(image, labels)
+        line = picture[100, 245:255].astype(int).sum(1)
+        ground = int(picture[100, 100].astype(int).sum())
+        assert np.abs(line - ground).max() > 150
+        assert (line.max() == 3 * 255) == dark
 
 
 def test_labels_stay_in_the_picture_and_off_each_other(filled: list[list[int]]) -> None:
@@ -77,15 +127,59 @@ def test_labels_stay_in_the_picture_and_off_each_other(filled: list[list[int]]) 
     image = np.full((*size, 3), 128, np.uint8)
     for box in boxes:
         painter.draw_instances(image, instances(size, [box], with_masks=False))
-    alone = filled.copy()
-    assert len(alone) == len(boxes)
-    assert all(0 <= x1 < x2 <= 480 and 0 <= y1 < y2 <= 480 for x1, y1, x2, y2 in alone)
+    assert len(filled) == len(boxes)
+    assert all(0 <= x1 < x2 < 480 and 0 <= y1 < y2 < 480 for x1, y1, x2, y2 in filled)
     filled.clear()
-    painter.draw_instances(image, instances(size, boxes[:4], with_masks=False))
-    assert filled[0] == alone[0], 'the surest has the first choice'
+    painter.draw_instances(image, instances(size, boxes, with_masks=False))
+    assert len(filled) == 5
     for one, other in combinations(filled, 2):
-        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        apart = one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
         assert apart, (one, other)
+
+
+def test_small_objects_are_seen_beside_their_labels(filled: list[list[int]]) -> None:
+    """As on blood cells: dots of a few pixels on, between and beside large discs, and in the corners."""
+    generator = np.random.default_rng(0)
+    dots = [[x, y, x + 10, y + 10] for x, y in generator.integers(0, (630, 470), (12, 2)).tolist()]
+    dots += [[0, 0, 9, 9], [631, 0, 640, 9], [0, 471, 9, 480], [631, 471, 640, 480], [300, 200, 310, 210]]
+    discs = [[x, y, x + 100, y + 100] for x, y in generator.integers(0, (540, 380), (8, 2)).tolist()]
+    found = instances((480, 640), [*discs, *dots], with_masks=False)
+    Painter(('RBC', 'WBC', 'platelet')).draw_instances(np.full((480, 640, 3), 230, np.uint8), found)
+    assert len(filled) == len(found.labels), 'there is room for all'
+    for x1, y1, x2, y2 in filled:
+        for left, top, right, bottom in dots:
+            assert x2 < left or right <= x1 or y2 < top or bottom <= y1
+
+
+def test_a_line_leads_from_an_object_to_a_label_that_is_farther_away(filled: list[list[int]]) -> None:
+    image = np.full((480, 480, 3), 128, np.uint8)
+    boxes = [[230, 230, 238, 238], *([x, y, x + 8, y + 8] for x in range(160, 310, 14) for y in range(195, 280, 14))]
+    labels = np.array([1, *[0] * (len(boxes) - 1)])
+    found = Instances(np.array(boxes, float), labels, np.linspace(0.9, 0.5, len(boxes)))
+    painter = Painter(CLASSES)
+    picture = painter.draw_instances(image, found)
+    x1, _, x2, bottom = filled[0]
+    assert bottom < 195, 'above all'
+    between = picture[bottom + 2 : 230, x1:x2]
+    assert (between == painter.color(1)[::-1]).all(2).any(1).all(), 'in each row'
+
+
+@pytest.mark.parametrize('size', [(90, 600), (600, 90), (600, 30), (16, 500), (8, 500), (500, 3), (1, 1)])
+@pytest.mark.parametrize('name', ['cat', 'a class with a name that is too long for most pictures'])
+def test_a_label_that_is_too_large_for_a_picture_is_made_to_fit_and_keeps_the_score(
+    size: tuple[int, int], name: str, texts: list[str], filled: list[list[int]]
+) -> None:
+    found = instances(size, [[0, 0, size[1] / 2, size[0] / 2]], with_masks=False)
+    picture = Painter((name,)).draw_instances(np.zeros((*size, 3), np.uint8), found)
+    for x1, y1, x2, y2 in filled:
+        assert 0 <= x1 < x2 < picture.shape[1]
+        assert 0 <= y1 < y2 < picture.shape[0]
+    if min(size) >= 90:
+        assert len(filled) == 1
+        assert texts[0].endswith(' 0.90')
+        kept = texts[0].removesuffix(' 0.90').removesuffix('…')
+        assert name.startswith(kept)
+        assert len(kept) >= 3
 
 
 def test_the_surest_is_on_top_and_without_scores_the_smallest(texts: list[str]) -> None:
@@ -216,6 +310,16 @@ def test_pictures_are_joined_below_their_titles(texts: list[str]) -> None:
         assert (half[:, width:] == 255).all()
     titles = np.hsplit(joined[:TITLE_HEIGHT], 2)
     assert all((title < 100).any() for title in titles)
+
+
+def test_titles_are_not_cut(texts: list[str]) -> None:
+    narrow = np.zeros((50, 40, 3), np.uint8)
+    titles = ('ground truth: not loaded by the pipeline', 'prediction')
+    joined = side_by_side(dict.fromkeys(titles, narrow))
+    left, right = np.hsplit(joined, 2)
+    assert (left[:TITLE_HEIGHT, -4:] == 255).all(), 'white beyond the end of the text'
+    assert (left[:TITLE_HEIGHT, -30:] < 255).any()
+    assert (right[TITLE_HEIGHT:, :40] == 0).all()
 
 
 def test_pictures_are_written_by_their_suffix_and_keep_fine_colours(tmp_path: Path) -> None:

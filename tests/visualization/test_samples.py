@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import demo
 import numpy as np
+import predict
 import pytest
 import torch
 from mmdet.structures import DetDataSample
@@ -15,7 +17,7 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
-from cvt_dense.visualization.painter import TITLE_HEIGHT, Painter
+from cvt_dense.visualization.painter import TITLE_HEIGHT, Instances, Painter
 from cvt_dense.visualization.samples import draw_sample
 
 HEIGHT, WIDTH = 500, 600  # large enough to be drawn as they are
@@ -79,7 +81,16 @@ def test_truth_is_on_the_left_and_what_was_found_with_some_certainty_on_the_righ
 
 def test_of_predictions_the_score_is_written_and_of_truth_the_class_alone(tmp_path: Path, texts: list[str]) -> None:
     draw_sample(detection(tmp_path), PAINTER)
-    assert texts == ['dog', 'dog', 'cat 0.90', 'ground truth', 'prediction']
+    assert texts == ['dog', 'dog', 'cat 0.90', 'ground truth', 'prediction, scores from 0.3']
+
+
+def test_predictions_look_as_those_that_the_tools_draw(tmp_path: Path) -> None:
+    sample = detection(tmp_path)
+    _, prediction = halves(draw_sample(sample, PAINTER))
+    found = sample.pred_instances[sample.pred_instances.scores >= predict.SCORE_THRESHOLD]
+    image = np.full((HEIGHT, WIDTH, 3), IMAGE, np.uint8)
+    np.testing.assert_array_equal(prediction, PAINTER.draw_instances(image, Instances.of(found)))
+    assert demo.SCORE_THRESHOLD == predict.SCORE_THRESHOLD
 
 
 def test_ignored_truth_is_grey_and_says_so(tmp_path: Path, texts: list[str]) -> None:

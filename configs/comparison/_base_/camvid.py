@@ -29,6 +29,7 @@ dataset = dict(
     data_root=data_root, metainfo=dict(_delete_=True, classes=classes), img_suffix='.jpg', reduce_zero_label=True
 )
 train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline, **dataset))
+auto_scale_lr = dict(base_batch_size=8)  # the images in a batch that the rate is for
 val_dataloader = dict(batch_size=4, dataset=dict(pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
 

@@ -2,7 +2,8 @@
 
 Tokens are channels-last, ``(N, L, C)``, from one end of a stage to the other; a convolution reads them as a map
 through a view, so no layout copies are made between a block's convolutions, norms and linear layers. Where a stage
-has a cls token it is the first of the ``L``.
+has a cls token it is the first of the ``L``. Tokens of images of several sizes are in one row, ``(1, T, C)``, see
+:mod:`cvt_dense.models.layout`.
 """
 
 from __future__ import annotations
@@ -11,40 +12,25 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, QuickGELU
+from timm.layers import Mlp, QuickGELU
 from torch import nn
 
 from ..attention import attend
-from ..plain import is_foldable, is_idle, is_plain, is_plain_linear
-from ..tokens import Size, map_to_tokens, tokens_to_map
+from ..blocks import ResidualBlock
+from ..folding import convolved_and_normalised
+from ..key_count import scale_by_key_count
+from ..layout import Layout, pack, to_maps, token_counts, unpack
+from ..norms import keeps_statistics, normalised_maps
+from ..plain import is_idle, is_plain, is_plain_linear
+from ..tokens import Size, map_to_tokens
 from ..window_layout import WindowLayout
 from ..windows import attend_in_windows
 
 NORM_EPS = 1e-5
 
-torch.fx.wrap('attend_in_windows')  # how a map is cut depends on its size, which a trace of torch.fx leaves open
-
-
-class ConvEmbed(nn.Module):
-    """Convolutional token embedding (section 3.1): a strided convolution, then LayerNorm over the channels.
-
-    Args:
-        in_channels: Channels of the map that comes in.
-        embed_dim: Channels of the tokens that come out.
-        kernel_size: Side of the convolution's kernel, in pixels.
-        stride: Down-sampling factor.
-        padding: Zeros added on each side.
-    """
-
-    def __init__(self, in_channels: int, embed_dim: int, kernel_size: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size, stride, padding)
-        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Size]:
-        """Embed an ``(N, C, H, W)`` map: its ``(N, H' * W', embed_dim)`` tokens and ``(H', W')``."""
-        x = self.proj(x.contiguous(memory_format=torch.channels_last))
-        return self.norm(map_to_tokens(x)), (x.shape[2], x.shape[3])
+# What depends on a map's size is left open in a trace of torch.fx.
+torch.fx.wrap('attend_in_windows')
+torch.fx.wrap('scale_by_key_count')
 
 
 class ConvProjection(nn.Sequential):
@@ -61,14 +47,22 @@ class ConvProjection(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Project an ``(N, dim, H, W)`` map to ``(N, dim, ceil(H / stride), ceil(W / stride))``."""
-        if not torch.jit.is_scripting():  # noqa: SIM102  torch.jit leaves out a branch by its condition alone
-            if is_foldable(self.conv, self.bn):
-                scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
-                weight = self.conv.weight * scale[:, None, None, None]
-                bias = self.bn.bias - self.bn.running_mean * scale
-                conv = self.conv
-                return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        if not torch.jit.is_scripting():
+            return convolved_and_normalised(self.conv, self.bn, x)
         return self.bn(self.conv(x))
+
+    def project_parts(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Project the map of each part of a batch, as :meth:`forward` does; BatchNorm sees all of them at once."""
+        if not (self.bn.training and keeps_statistics(self.bn)):
+            return [self(x) for x in maps]
+        return normalised_maps(self.bn, [self.conv(x) for x in maps])
+
+
+def project_parts(projection: nn.Module, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Project the map of each part of a batch by what may be there in place of a :class:`ConvProjection`."""
+    if isinstance(projection, ConvProjection):
+        return projection.project_parts(maps)
+    return [projection(x) for x in maps]
 
 
 class ConvAttention(nn.Module):
@@ -85,16 +79,25 @@ class ConvAttention(nn.Module):
         with_cls_token: Whether the first token is a cls token.
         window_size: Side of the windows that queries attend within, in tokens; None for the whole map. The
             convolutions see the whole map in either case.
+        reference_keys: Number of keys that dot products are scaled relative to, see :meth:`scaled`; None for no such
+            scale.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, kv_stride: int, with_cls_token: bool, window_size: int | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        kv_stride: int,
+        with_cls_token: bool,
+        window_size: int | None = None,
+        reference_keys: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = dim**-0.5
         self.kv_stride = kv_stride
         self.window_size = window_size
+        self.reference_keys = reference_keys
         self.with_cls_token = with_cls_token
         self.conv_proj_q = ConvProjection(dim, stride=1)
         self.conv_proj_k = ConvProjection(dim, stride=kv_stride)
@@ -104,23 +107,62 @@ class ConvAttention(nn.Module):
         self.proj_v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:
-        """Attend: ``(N, L, dim)`` tokens of a map of ``size`` to tokens of the same shape."""
+    def forward(self, tokens: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Attend, each image to itself: ``(N, L, dim)`` tokens of maps as laid out to tokens of the same shape."""
         num_prefix = int(self.with_cls_token)
-        cls_token, x = tokens[:, :num_prefix], tokens_to_map(tokens[:, num_prefix:], size)
-        query = self.proj_q(self._join(cls_token, self.conv_proj_q(x)))
-        key = self.proj_k(self._join(cls_token, self.conv_proj_k(x)))
-        value = self.proj_v(self._join(cls_token, self.conv_proj_v(x)))
-        if self.window_size is None:
-            attended = attend(query, key, value, self.num_heads, self.scale)
-        else:
-            layout = WindowLayout(size, self.kv_stride, self.window_size, num_prefix)
-            attended = attend_in_windows(query, key, value, self.num_heads, self.scale, layout)
-        return self.proj(attended)
+        parts = unpack(tokens, layout.counts, token_counts(layout, num_prefix))
+        query_maps, key_maps, value_maps = self._project(to_maps(tokens, layout, num_prefix))
+        queries = self._join(parts, query_maps)
+        keys = self._join(parts, key_maps)
+        values = self._join(parts, value_maps)
+        key_lengths = [x.shape[1] for x in keys]
+        query = unpack(self.proj_q(pack(queries)), layout.counts, [x.shape[1] for x in queries])
+        key = unpack(self.proj_k(pack(keys)), layout.counts, key_lengths)
+        value = unpack(self.proj_v(pack(values)), layout.counts, key_lengths)
+        attended: list[torch.Tensor] = []
+        for i, size in enumerate(layout.sizes):
+            attended.append(self._attend(query[i], key[i], value[i], size))
+        return self.proj(pack(attended))
 
-    def _join(self, cls_token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        tokens = map_to_tokens(x)
-        return torch.cat((cls_token.to(tokens.dtype), tokens), dim=1) if self.with_cls_token else tokens
+    def _project(self, maps: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        if not torch.jit.is_scripting():  # noqa: SIM102  torch.jit leaves out a branch by its condition alone
+            if len(maps) > 1:
+                return (
+                    project_parts(self.conv_proj_q, maps),
+                    project_parts(self.conv_proj_k, maps),
+                    project_parts(self.conv_proj_v, maps),
+                )
+        return [self.conv_proj_q(maps[0])], [self.conv_proj_k(maps[0])], [self.conv_proj_v(maps[0])]
+
+    def _join(self, parts: list[torch.Tensor], maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The tokens of projected maps, each with its part's cls token in front."""
+        joined: list[torch.Tensor] = []
+        for part, x in zip(parts, maps):
+            tokens = map_to_tokens(x)
+            if self.with_cls_token:
+                tokens = torch.cat((part[:, :1].to(tokens.dtype), tokens), dim=1)
+            joined.append(tokens)
+        return joined
+
+    def scaled(self, query: torch.Tensor, key: torch.Tensor, size: Size) -> torch.Tensor:
+        """Queries as they meet the keys: scaled by how many keys there are, if that is asked for.
+
+        Args:
+            query: ``(N, P + H * W, dim)``; ``P`` is 1 with a cls token, else 0.
+            key: ``(N, P + Hk * Wk, dim)``.
+            size: ``(H, W)``.
+        """
+        if self.reference_keys is None:
+            return query
+        num_prefix = int(self.with_cls_token)
+        return scale_by_key_count(query, key, self.reference_keys, size, self.kv_stride, self.window_size, num_prefix)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, size: Size) -> torch.Tensor:
+        query = self.scaled(query, key, size)
+        if self.window_size is None:
+            return attend(query, key, value, self.num_heads, self.scale)
+        windows = WindowLayout(size, self.kv_stride, self.window_size, int(self.with_cls_token))
+        return attend_in_windows(query, key, value, self.num_heads, self.scale, windows)
 
 
 class QuickGELUMlp(Mlp):
@@ -155,7 +197,7 @@ class QuickGELUMlp(Mlp):
         )
 
 
-class Block(nn.Module):
+class Block(ResidualBlock):
     """Convolutional transformer block: pre-norm attention and MLP, each in a residual branch (figure 2b)."""
 
     def __init__(
@@ -167,16 +209,17 @@ class Block(nn.Module):
         drop_path: float,
         with_cls_token: bool,
         window_size: int | None = None,
+        reference_keys: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(drop_path)
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token, window_size)
+        self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token, window_size, reference_keys)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         # The published weights were trained with QuickGELU; GELU is off by 0.3-2 % of a map's largest value.
         self.mlp = QuickGELUMlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:
-        """Transform ``(N, L, dim)`` tokens of a map of ``size`` to tokens of the same shape."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+    def forward(self, tokens: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Transform ``(N, L, dim)`` tokens of maps as laid out to tokens of the same shape."""
+        num_prefix = int(self.attn.with_cls_token)
+        tokens = tokens + self.drop(self.attn(self.norm1(tokens), layout), layout, num_prefix)
+        return tokens + self.drop(self.mlp(self.norm2(tokens)), layout, num_prefix)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
+from ..canvas import ImageSizes, convolved_size, in_order, lay_out
+from ..embed import ConvEmbed
+from ..layout import Layout, pack, to_maps, unpack
 from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
 from ..recompute import recomputed
-from ..settings import boolean, integer
-from ..stages import run_stages
-from ..tokens import Size, tokens_to_map
+from ..settings import boolean, integer, is_integer, is_sequence, shown
+from ..tokens import Size
+from ..trunk import Place, StageOutput, Trunk
+from ..window_layout import key_map_size
 from .arch import Arch, get_arch
-from .layers import Block, ConvEmbed
+from .layers import Block
 
 #: Side of the smallest image, in pixels: the stride of the deepest stage of the published variants.
 MIN_SIZE = 16
+
+_PLACE = re.compile(r'stage(\d+)(?:\.blocks\.(\d+))?(?:\.|$)')
+#: A side in pixels, or height and width, or nothing.
+Resolution = int | Sequence[int] | None
 
 
 class Stage(nn.Module):
@@ -36,29 +45,42 @@ class Stage(nn.Module):
         self.num_prefix_tokens = 0 if cls_token_dim is None else 1
         self.with_cp = False
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Size]:
+    def forward(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, Layout]:
         """Compute the stage.
 
         Args:
-            x: ``(N, C_in, H_in, W_in)``, any memory layout.
+            maps: ``(n_i, C_in, H_i, W_i)`` of each part of the batch, any memory layout.
 
         Returns:
-            The tokens, ``(N, H * W, C)`` or, with a cls token in front, ``(N, 1 + H * W, C)``; and ``(H, W)``.
+            The tokens and their layout. Of images of one size they are ``(N, H * W, C)`` or, with a cls token in front,
+            ``(N, 1 + H * W, C)``; else all in one row (:mod:`~cvt_dense.models.layout`).
         """
-        tokens, size = self.patch_embed(x)
-        if self.cls_token is not None:
-            cls_token = self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-            tokens = torch.cat((cls_token, tokens), dim=1)
+        parts: list[torch.Tensor] = []
+        counts: list[int] = []
+        sizes: list[Size] = []
+        for x in maps:
+            tokens, size = self.patch_embed(x)
+            if self.cls_token is not None:
+                cls_token = self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+                tokens = torch.cat((cls_token, tokens), dim=1)
+            parts.append(tokens)
+            counts.append(x.shape[0])
+            sizes.append(size)
+        tokens, layout = pack(parts), Layout(counts, sizes)
         for block in self.blocks:
             if self.with_cp and not torch.jit.is_scripting():
-                tokens = recomputed(block, tokens, size)
+                tokens = recomputed(block, tokens, layout)
             else:
-                tokens = block(tokens, size)
-        return tokens, size
+                tokens = block(tokens, layout)
+        return tokens, layout
 
-    def to_map(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:
-        """View the stage's tokens, less the cls token, as an ``(N, C, H, W)`` map (channels-last in memory)."""
-        return tokens_to_map(tokens[:, self.num_prefix_tokens :], size)
+    def sampling(self) -> list[nn.Module]:
+        """The convolutions that make the stage's map smaller than the one before."""
+        return [self.patch_embed.proj]
+
+    def to_maps(self, tokens: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+        """View the stage's tokens, less cls tokens, as the ``(n_i, C, H_i, W_i)`` maps (channels-last in memory)."""
+        return to_maps(tokens, layout, self.num_prefix_tokens)
 
 
 def build_stages(
@@ -67,6 +89,7 @@ def build_stages(
     drop_path_rate: PerBlock = 0.0,
     window_size: WindowSize = None,
     num_stages: int | None = None,
+    reference_resolution: Resolution = None,
 ) -> list[Stage]:
     """Build the stages of a variant with fresh weights.
 
@@ -77,9 +100,10 @@ def build_stages(
         window_size: As :func:`~cvt_dense.models.per_block.window_sizes` takes it; ``'pretrain'`` for the variant's
             ``pretrain_grid``.
         num_stages: Only the first so many; all by default. The last stage of the variant has the cls token.
+        reference_resolution: As :class:`CvTTrunk` takes it.
 
     Raises:
-        ValueError: If the drop-path rate, the window size or the number of stages is wrong.
+        ValueError: If one of these settings is wrong.
     """
     if num_stages is None:
         num_stages = arch.num_stages
@@ -89,6 +113,7 @@ def build_stages(
     kv_stride = per_block(arch.kv_stride, arch.depths, 'kv_stride')
     windows = window_sizes(window_size, arch.depths, arch.pretrain_grid)
     drop_path = drop_path_rates(drop_path_rate, arch.depths)
+    size = None if reference_resolution is None else _check_resolution(reference_resolution)
     stages = []
     for index in range(num_stages):
         dim, heads = arch.embed_dims[index], arch.num_heads[index]
@@ -97,12 +122,34 @@ def build_stages(
             patch_embed = ConvEmbed(in_channels, dim, kernel_size=7, stride=4, padding=2)
         else:
             patch_embed = ConvEmbed(arch.embed_dims[index - 1], dim, kernel_size=3, stride=2, padding=1)
-        blocks = [
-            Block(dim, heads, ratio, stride, drop, with_cls_token, window)
-            for ratio, stride, drop, window in zip(mlp_ratio[index], kv_stride[index], drop_path[index], windows[index])
-        ]
+        size = None if size is None else convolved_size(size, patch_embed.proj)
+        blocks = []
+        for ratio, stride, drop, window in zip(mlp_ratio[index], kv_stride[index], drop_path[index], windows[index]):
+            keys = None if size is None else _reference_keys(size, stride, with_cls_token, reference_resolution)
+            blocks.append(Block(dim, heads, ratio, stride, drop, with_cls_token, window, keys))
         stages.append(Stage(patch_embed, blocks, dim if with_cls_token else None))
     return stages
+
+
+def _check_resolution(resolution: Resolution) -> Size:
+    size = tuple(resolution) if is_sequence(resolution) else (resolution, resolution)
+    if len(size) != 2 or any(not is_integer(side) or side < MIN_SIZE for side in size):
+        raise ValueError(
+            f'reference_resolution must be the side of an image, or its (height, width), of at least {MIN_SIZE} '
+            f'pixels, got {shown(resolution)}'
+        )
+    return int(size[0]), int(size[1])
+
+
+def _reference_keys(size: Size, kv_stride: int, with_cls_token: bool, resolution: Resolution) -> int:
+    rows, columns = key_map_size(size, kv_stride)
+    count = rows * columns + int(with_cls_token)
+    if count < 2:
+        raise ValueError(
+            f'reference_resolution {shown(resolution)} is too small: it leaves a single key to attend to, the '
+            'logarithm of which is 0'
+        )
+    return count
 
 
 @torch.no_grad()
@@ -118,33 +165,7 @@ def reset_parameters(model: nn.Module) -> None:
             trunc_normal_(module.cls_token, std=0.02)
 
 
-def check_images(x: torch.Tensor, in_channels: int) -> None:
-    """Refuse input that CvT cannot take.
-
-    Only what is known without waiting for a GPU is checked, so NaN is not. A wrong device or precision is left to
-    torch to report: hooks that offload weights, and autocast, may fix it on the way.
-
-    Raises:
-        TypeError: If ``x`` is not a tensor.
-        ValueError: If ``x`` is not ``(N, in_channels, H, W)``, holds no images or too small ones, or no floats.
-    """
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f'CvT takes one tensor of (N, {in_channels}, H, W) images, got {type(x).__name__}')
-    if x.ndim != 4 or x.shape[1] != in_channels:
-        raise ValueError(f'CvT takes (N, {in_channels}, H, W) images, got shape {tuple(x.shape)}')
-    # Not min() of both: torch 2.6 would compile anew for upright images, asking which side is the shorter one.
-    if x.shape[0] == 0 or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
-        raise ValueError(
-            f'CvT takes at least one image of at least {MIN_SIZE}x{MIN_SIZE} pixels, got shape {tuple(x.shape)}'
-        )
-    if not x.is_floating_point():
-        raise ValueError(f'CvT takes floating-point images, got {x.dtype}; convert them with .float() first')
-
-
-torch.fx.wrap('check_images')  # a trace of torch.fx is for images of any size, and has none to look at
-
-
-class CvTTrunk(nn.Module):
+class CvTTrunk(Trunk):
     """The stages of CvT (arXiv 2103.15808, figure 2), parameters named as in the published weights.
 
     Args:
@@ -158,10 +179,15 @@ class CvTTrunk(nn.Module):
             for exact, global attention.
         with_cp: Recompute each block in the backward pass (activation checkpointing).
         num_stages: Build only the first so many stages; all by default.
+        reference_resolution: Side of the images that attention was trained on, in pixels, or ``(height, width)``: for
+            images with more keys it is sharpened and with fewer flattened, by ``log(keys) / log(keys of the
+            reference)`` on the dot products (:mod:`cvt_dense.models.key_count`). None leaves them as published.
 
     Raises:
         ValueError: If a setting is wrong; the message says which.
     """
+
+    family = 'CvT'
 
     def __init__(
         self,
@@ -171,16 +197,28 @@ class CvTTrunk(nn.Module):
         window_size: WindowSize = None,
         with_cp: bool = False,
         num_stages: int | None = None,
+        reference_resolution: Resolution = None,
     ) -> None:
         super().__init__()
         self.arch = get_arch(arch)
         self.in_channels = integer(in_channels, 'in_channels')
-        stages = build_stages(self.arch, self.in_channels, drop_path_rate, window_size, num_stages)
+        stages = build_stages(
+            self.arch, self.in_channels, drop_path_rate, window_size, num_stages, reference_resolution
+        )
         self.num_stages = len(stages)
         for index, stage in enumerate(stages):
             stage.with_cp = boolean(with_cp, 'with_cp')
             self.add_module(f'stage{index}', stage)
         self.reset_parameters()
+
+    @property
+    def min_size(self) -> int:
+        return MIN_SIZE
+
+    @staticmethod
+    def place_of(name: str) -> Place | None:
+        match = _PLACE.match(name)
+        return None if match is None else Place(int(match[1]), None if match[2] is None else int(match[2]))
 
     @property
     def stages(self) -> list[Stage]:
@@ -190,25 +228,37 @@ class CvTTrunk(nn.Module):
         """Draw the weights anew, see :func:`reset_parameters`."""
         reset_parameters(self)
 
-    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    def forward(
+        self, x: torch.Tensor, image_sizes: ImageSizes | None = None
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Compute all stages.
 
         Args:
-            x: Image, ``(N, in_channels, H, W)`` floating point, H and W at least 16, odd sizes too.
+            x: Images, ``(N, in_channels, H, W)`` floating point, H and W at least 16, odd sizes too.
+            image_sizes: ``(height, width)`` of each image in pixels, where the batch is padded at the right and at the
+                bottom: what is computed for an image is then what it gives alone, whatever the padding holds. None if
+                there is no padding.
 
         Returns:
             The map of each stage, ``(N, C_i, H_i, W_i)`` with ``H_0 = (H + 1) // 4`` and
-            ``H_i = (H_{i-1} + 1) // 2``, channels-last in memory; and the cls token ``(N, C)`` of the last stage,
-            None if that one was not built. NaN or infinity in an image makes NaN of its maps, and leaves the maps of
-            other images alone unless BatchNorm normalises by the batch.
+            ``H_i = (H_{i-1} + 1) // 2``, zero where there is no image, channels-last in memory if there is no padding;
+            and the cls token ``(N, C)`` of the last stage, None if that one was not built. NaN or infinity in an image
+            makes NaN of its maps, and leaves the maps of other images alone unless BatchNorm normalises by the batch.
 
         Raises:
             TypeError: If the input is not a tensor.
-            ValueError: If the input has another shape, is too small, or does not hold floats.
+            ValueError: If the input has another shape, is too small, or does not hold floats; or if the sizes are not
+                those of images in it.
         """
-        check_images(x, self.in_channels)
-        stages = self.stages
-        outputs = run_stages(stages, x)
-        maps = [output for _, output in outputs]
-        cls_token = outputs[-1][0][:, 0] if stages[-1].num_prefix_tokens else None
-        return maps, cls_token
+        images, outputs = self.compute(x, image_sizes)
+        laid_out = [lay_out(output.maps, images.places, size) for output, size in zip(outputs, self.map_sizes(x))]
+        if not self.stages[-1].num_prefix_tokens:
+            return laid_out, None
+        return laid_out, in_order(_cls_tokens(outputs[-1]), images.places)
+
+
+def _cls_tokens(output: StageOutput) -> list[torch.Tensor]:
+    """Those of each part, ``(n_i, C)``."""
+    counts = [x.shape[0] for x in output.maps]
+    lengths = [1 + x.shape[2] * x.shape[3] for x in output.maps]
+    return [part[:, 0] for part in unpack(output.tokens, counts, lengths)]

@@ -5,13 +5,10 @@ import torch
 from timm.layers import Mlp, QuickGELU
 from torch import nn
 
-from cvt_dense.models.cvt.layers import Block, ConvAttention, ConvEmbed, ConvProjection, QuickGELUMlp
+from cvt_dense.models.cvt.layers import Block, ConvAttention, ConvProjection, QuickGELUMlp
+from cvt_dense.models.layout import Layout
 
-
-def test_embedding_sub_samples_and_says_to_what() -> None:
-    tokens, size = ConvEmbed(3, 8, kernel_size=7, stride=4, padding=2)(torch.randn(2, 3, 33, 47))
-    assert size == (8, 12)
-    assert tokens.shape == (2, 96, 8)
+LAYOUT = Layout([1], [(3, 4)])  # one image
 
 
 def test_keys_and_values_are_sub_sampled_by_their_stride() -> None:
@@ -34,7 +31,7 @@ def test_the_cls_token_is_not_convolved_but_attended_to() -> None:
     maps = []
     attention.conv_proj_q.register_forward_hook(lambda module, args, out: maps.append(args[0].clone()))
     with torch.no_grad():
-        out, out_changed = attention(tokens, (3, 4)), attention(changed, (3, 4))
+        out, out_changed = attention(tokens, LAYOUT), attention(changed, LAYOUT)
     assert torch.equal(maps[0], maps[1])
     assert not torch.allclose(out[:, 1:], out_changed[:, 1:], atol=1e-6)
 
@@ -97,7 +94,27 @@ def test_layers_that_were_wrapped_are_called_as_they_are(name: str) -> None:
     block = Block(8, 2, mlp_ratio=4, kv_stride=2, drop_path=0.0, with_cls_token=False).eval()
     tokens = torch.randn(1, 12, 8)
     with torch.no_grad():
-        plain = block(tokens, (3, 4))
+        plain = block(tokens, LAYOUT)
         parent, _, child = name.rpartition('.')
         setattr(block.get_submodule(parent), child, Wrapped(block.get_submodule(name)))
-        assert not torch.allclose(block(tokens, (3, 4)), plain, atol=1e-3)
+        assert not torch.allclose(block(tokens, LAYOUT), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_maps_of_several_sizes_are_projected_as_one_batch_with_the_right_gradients(training: bool) -> None:
+    torch.manual_seed(0)
+    projection = ConvProjection(4, stride=2).double().train(training)
+    projection.bn.running_var.uniform_(0.5, 2)
+    maps = [torch.randn(n, 4, h, w, dtype=torch.double, requires_grad=True) for n, h, w in ((2, 3, 5), (1, 4, 1))]
+    ours = projection.project_parts([x.contiguous(memory_format=torch.channels_last) for x in maps])
+    convolved = [projection.conv(x) for x in maps]
+    places = torch.cat([x.transpose(0, 1).flatten(1) for x in convolved], dim=1)
+    norm = projection.bn
+    mean, var = (places.mean(1), places.var(1, unbiased=False)) if training else (norm.running_mean, norm.running_var)
+    scale = norm.weight * torch.rsqrt(var + norm.eps)
+    expected = [(x - mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None] for x in convolved]
+    directions = [torch.randn_like(x) for x in expected]
+    inputs = [*maps, projection.conv.weight, norm.weight, norm.bias]
+    gradients = [torch.autograd.grad(outputs, inputs, directions) for outputs in (ours, expected)]
+    for got, want in (*zip(ours, expected, strict=True), *zip(*gradients, strict=True)):
+        torch.testing.assert_close(got, want)

@@ -1,4 +1,4 @@
-"""Draw what a CvT makes of images: the maps of its stages, and what a chosen point attends to in each block.
+"""Draw what a CvT or a CMT makes of images: the maps of its stages, and what a chosen point attends to in each block.
 
 Example:
     python tools/visualize.py image.jpg --arch cvt-13 --checkpoint cvt-13-384x384-in22k --point 320 200
@@ -27,9 +27,10 @@ from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from cvt_dense import CvTTrunk, cli
+from cvt_dense import cli
 from cvt_dense.analysis.inspection import (
     AttentionRow,
+    Lattice,
     StageView,
     effective_rank,
     inspect_stages,
@@ -37,9 +38,9 @@ from cvt_dense.analysis.inspection import (
     to_pixels,
 )
 from cvt_dense.checkpoints import LoadReport, load_pretrained
+from cvt_dense.checkpoints.families import FAMILIES, find_variant
 from cvt_dense.errors import UserError, reason
-from cvt_dense.models.cvt.arch import ARCHS
-from cvt_dense.models.cvt.trunk import MIN_SIZE
+from cvt_dense.models.trunk import Trunk
 
 if find_spec('matplotlib'):
     import matplotlib
@@ -53,6 +54,7 @@ COLUMNS = 5
 #: Times the mean weight that are drawn brightest, unless a weight is larger: even weights are to look like that.
 BRIGHT = 4
 
+VARIANTS = ', '.join(name for family in FAMILIES.values() for name in family.variants)
 Pixels = NDArray[np.uint8]
 Point = tuple[int, int]
 
@@ -69,7 +71,7 @@ class Network:
         report: What was loaded; None if the weights are random.
     """
 
-    trunk: CvTTrunk
+    trunk: Trunk
     mean: Sequence[float]
     std: Sequence[float]
     takes_rgb: bool
@@ -85,7 +87,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
     network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument('--arch', help=f'variant: {", ".join(ARCHS)}')
+    network.add_argument('--arch', help=f'variant: {VARIANTS}')
     network.add_argument('--config', help='config whose backbone is inspected')
     parser.add_argument(
         '--checkpoint',
@@ -109,7 +111,7 @@ def build_network(arch: str | None, config: str | None, checkpoint: str | None) 
     """The network that the arguments name, with the weights that they name.
 
     Raises:
-        UserError: If the variant is unknown, or the config is not one of a CvT on three-channel images.
+        UserError: If the variant is unknown, or the config is not one of a known family on three-channel images.
         CheckpointError: If the weights are not found or do not fit.
     """
     torch.manual_seed(0)
@@ -120,21 +122,22 @@ def build_network(arch: str | None, config: str | None, checkpoint: str | None) 
         mean, std = preprocessor.get('mean') or [0.0] * 3, preprocessor.get('std') or [1.0] * 3
         takes_rgb = bool(preprocessor.get('bgr_to_rgb') or preprocessor.get('rgb_to_bgr'))  # mmengine swaps for either
         checkpoint, prefix = (checkpoint, None) if checkpoint else (start, prefix)
-    elif arch in ARCHS:
-        trunk = CvTTrunk(arch)
+    elif arch and (found := find_variant(arch)):
+        family, variant = found
+        trunk = family.trunk(variant)
     else:
-        raise UserError(f'unknown arch {arch!r}; choose one of {", ".join(ARCHS)}')
+        raise UserError(f'unknown arch {arch!r}; choose one of {VARIANTS}')
     report = None
     if checkpoint:
         report = load_pretrained(trunk, checkpoint, prefix)
     return Network(trunk.eval(), mean, std, takes_rgb, report)
 
 
-def _read_config(path: str) -> tuple[CvTTrunk, Mapping[str, Any], str | None, str | None]:
+def _read_config(path: str) -> tuple[Trunk, Mapping[str, Any], str | None, str | None]:
     """A config's backbone, the settings of its preprocessor, and the checkpoint and prefix that it starts from."""
     if not find_spec('mmengine'):
         raise UserError('--config needs mmengine: pip install mmengine, or its maintained fork onedl-mmengine')
-    from cvt_dense import CvT
+    from cvt_dense import CMT, CvT
     from cvt_dense.backbones.weights import read_init_cfg
     from cvt_dense.engine.config import load_config
     from cvt_dense.registry import type_name
@@ -143,10 +146,11 @@ def _read_config(path: str) -> tuple[CvTTrunk, Mapping[str, Any], str | None, st
     settings = dict(cfg.model.get('backbone') or {})
     kind = type_name(settings) or None
     settings.pop('type', None)
-    if kind != 'CvT':
-        raise UserError(f'config {path} has a backbone of type {kind}, and this tool inspects CvT')
+    backbone = dict(CvT=CvT, CMT=CMT).get(kind)
+    if backbone is None:
+        raise UserError(f'config {path} has a backbone of type {kind}, and this tool inspects CvT and CMT')
     try:
-        trunk = CvT(**settings)
+        trunk = backbone(**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f'the backbone of config {path} cannot be built: {reason(error)}') from error
     if trunk.in_channels != 3:
@@ -184,13 +188,14 @@ class Photo:
         return f'{full} pixels' + ('' if (width, height) == self.size else f' reduced to {width}x{height}')
 
 
-def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> Photo:
+def read_image(path: Path, point: Sequence[int] | None, longer_side: int, least: int) -> Photo:
     """Read an image, and reduce it if it is large.
 
     Args:
         path: The file.
         point: Column and row of a pixel of the file's image, upright; None for its centre.
         longer_side: The most pixels that a side may have.
+        least: The fewest pixels that a side may have.
 
     Raises:
         UserError: If the file is not an image, the image is too small, or the point lies outside of it.
@@ -208,9 +213,9 @@ def read_image(path: Path, point: Sequence[int] | None, longer_side: int) -> Pho
         upright = '' if full == stored.size else ', turned upright by its EXIF orientation'
         raise UserError(f'--point {x} {y} lies outside of image {path}, which has {full[0]}x{full[1]} pixels{upright}')
     image.thumbnail((longer_side, longer_side), Image.Resampling.BICUBIC)
-    if min(image.size) < MIN_SIZE:
+    if min(image.size) < least:
         reduced = '' if image.size == full else f' once it is reduced to {image.width}x{image.height}'
-        raise UserError(f'image {path} of {full[0]}x{full[1]} pixels is smaller than {MIN_SIZE}x{MIN_SIZE}{reduced}')
+        raise UserError(f'image {path} of {full[0]}x{full[1]} pixels is smaller than {least}x{least}{reduced}')
     column, row = (int((place + 0.5) * now / before) for place, now, before in zip((x, y), image.size, full))
     return Photo(path, full, (x, y), np.array(image), (column, row))
 
@@ -224,10 +229,10 @@ def draw_features(photo: Photo, views: Sequence[StageView], title: str) -> Figur
     axes[1, 0].set_axis_off()
     for stage, (column, view) in enumerate(zip(axes.T[1:], views)):
         channels, height, width = view.features.shape
-        components = to_pixels(principal_components(view.features), view.stride, pixels.shape[:2])
+        components = to_pixels(principal_components(view.features), view.lattice, pixels.shape[:2])
         _show(column[0], components.permute(1, 2, 0).numpy(), f'stage {stage}: {channels} × {height}×{width}')
         norm = view.features.norm(dim=0)
-        spread = to_pixels(norm, view.stride, pixels.shape[:2])
+        spread = to_pixels(norm, view.lattice, pixels.shape[:2])
         _show(column[1], spread.numpy(), f'norm {norm.min():.3g} to {norm.max():.3g}', cmap='viridis')
     return figure
 
@@ -235,7 +240,7 @@ def draw_features(photo: Photo, views: Sequence[StageView], title: str) -> Figur
 def draw_attention(photo: Photo, views: Sequence[StageView], title: str) -> Figure:
     """What the query attends to in each block, the mean over its heads."""
     panels = [
-        (f'stage {stage}, block {block}', row.weights.mean(0), row.cls_weights.mean(), row.stride)
+        (f'stage {stage}, block {block}', row.weights.mean(0), row.cls_weights.mean(), row.lattice)
         for stage, view in enumerate(views)
         for block, row in enumerate(view.attention)
     ]
@@ -245,8 +250,8 @@ def draw_attention(photo: Photo, views: Sequence[StageView], title: str) -> Figu
     _show_query(axes[0], photo)
     for panel in axes[1 + len(panels) :]:
         panel.set_axis_off()
-    for panel, (name, weights, cls_weight, stride) in zip(axes[1:], panels):
-        _show_weights(panel, photo, name, weights, cls_weight, stride)
+    for panel, (name, weights, cls_weight, lattice) in zip(axes[1:], panels):
+        _show_weights(panel, photo, name, weights, cls_weight, lattice)
     return figure
 
 
@@ -259,7 +264,7 @@ def draw_heads(photo: Photo, rows: Sequence[AttentionRow], stage: int, title: st
         for head in range(heads):
             name = f'block {block}, head {head}'
             weights, cls_weight = row.weights[head], row.cls_weights[head]
-            _show_weights(axes[block, head], photo, name, weights, cls_weight, row.stride)
+            _show_weights(axes[block, head], photo, name, weights, cls_weight, row.lattice)
     return figure
 
 
@@ -285,12 +290,12 @@ def _show_query(axes: Axes, photo: Photo) -> None:
     _mark(axes, photo.place)
 
 
-def _show_weights(axes: Axes, photo: Photo, name: str, weights: Tensor, cls_weight: Tensor, stride: int) -> None:
+def _show_weights(axes: Axes, photo: Photo, name: str, weights: Tensor, cls_weight: Tensor, lattice: Lattice) -> None:
     """Lay weights over the image in grey; the title has the largest one, as a multiple of the mean of those seen."""
     pixels = photo.pixels
     relative = weights * (weights > 0).sum() / weights.sum()
     largest = float(relative.max())
-    heat = to_pixels(relative / max(largest, BRIGHT), stride, pixels.shape[:2]).numpy()
+    heat = to_pixels(relative / max(largest, BRIGHT), lattice, pixels.shape[:2]).numpy()
     colour = matplotlib.colormaps['inferno'](heat)[..., :3]
     grey = 0.75 * pixels.mean(axis=2, keepdims=True) / 255
     opacity = 0.85 * heat[..., None] ** 0.5
@@ -321,14 +326,14 @@ def table(views: Sequence[StageView], untrained: Sequence[StageView] | None) -> 
     return '\n'.join(lines)
 
 
-def random_twin(trunk: CvTTrunk) -> CvTTrunk:
+def random_twin(trunk: Trunk) -> Trunk:
     """The same network with random weights."""
     twin = copy.deepcopy(trunk)
     twin.reset_parameters()
     return twin
 
 
-def draw(photo: Photo, network: Network, twin: CvTTrunk | None, source: str, heads: bool, out: Path) -> None:
+def draw(photo: Photo, network: Network, twin: Trunk | None, source: str, heads: bool, out: Path) -> None:
     """Draw one image's pictures, and print what they show in numbers.
 
     Args:
@@ -366,14 +371,15 @@ def main() -> None:
     args = parse_args()
     if not find_spec('matplotlib'):
         raise UserError('drawing needs matplotlib: pip install matplotlib')
-    if args.size < MIN_SIZE:
-        raise UserError(f'--size must be at least {MIN_SIZE}, got {args.size}')
     paths = [Path(path) for path in args.images]
     double = next((path for path in paths if [p.stem for p in paths].count(path.stem) > 1), None)
     if double:
         raise UserError(f'two images are named {double.stem}, and their pictures would be too')
-    photos = [read_image(path, args.point, args.size) for path in paths]
     network = build_network(args.arch, args.config, args.checkpoint)
+    least = network.trunk.min_size
+    if args.size < least:
+        raise UserError(f'--size must be at least {least}, got {args.size}')
+    photos = [read_image(path, args.point, args.size, least) for path in paths]
     twin = None
     if network.report is None:
         print('RANDOM WEIGHTS: no --checkpoint was given, so these pictures show no training', file=sys.stderr)

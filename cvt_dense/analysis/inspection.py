@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models.cvt.layers import ConvAttention
-from ..models.cvt.trunk import Stage
 from ..models.layout import Layout
 from ..models.stages import run_stages
 from ..models.tokens import Size
 from ..models.window_layout import cut, key_map_size
 
-#: Centre of the first token of every stage, in pixels from the image's first one: the first embedding has a kernel of
-#: 7 and a padding of 2. All later convolutions are centred on tokens, so the others follow at multiples of the stride.
-FIRST_CENTRE = 1
+#: Hooks come and go one inspection at a time: torch numbers them without a lock.
+_HOOKS = threading.Lock()
+
+
+class Lattice(NamedTuple):
+    """Where the tokens of a map lie in the image, on either axis.
+
+    Attributes:
+        stride: Pixels from one token's centre to the next one's.
+        centre: The pixel that the first one is centred on.
+    """
+
+    stride: int
+    centre: int
+
+    def sampled(self, kernel_size: int, stride: int, padding: int) -> Lattice:
+        """The lattice of what a convolution makes of a map."""
+        return Lattice(self.stride * stride, self.centre + self.stride * (kernel_size - 1) // 2 - self.stride * padding)
+
+    def nearest(self, pixel: Tensor, length: int) -> Tensor:
+        """The token whose centre is nearest to a pixel, in 0 … ``length - 1``."""
+        return ((pixel - self.centre + self.stride // 2) // self.stride).clamp(0, length - 1)
 
 
 @dataclass(frozen=True)
@@ -31,12 +47,12 @@ class AttentionRow:
     Attributes:
         weights: ``(heads, Hk, Wk)``, of the keys of the map; 0 outside of the query's window.
         cls_weights: ``(heads,)``, of the cls token; 0 in stages without one. With ``weights`` they sum up to 1.
-        stride: Pixels of the image from one key to the next.
+        lattice: Of the keys.
     """
 
     weights: Tensor
     cls_weights: Tensor
-    stride: int
+    lattice: Lattice
 
     def keys_attended_to(self) -> Tensor:
         """``(heads,)``: the number of keys that equal weights would have to be spread over for the same entropy."""
@@ -50,23 +66,24 @@ class StageView:
 
     Attributes:
         features: Its map, ``(C, H, W)``.
-        stride: Pixels of the image from one token to the next.
+        lattice: Of its tokens.
         query: Row and column of the token whose attention was taken.
         attention: Its row in each block.
     """
 
     features: Tensor
-    stride: int
+    lattice: Lattice
     query: Size
     attention: tuple[AttentionRow, ...]
 
 
 @torch.no_grad()
-def inspect_stages(stages: Sequence[Stage], image: Tensor, point: tuple[int, int]) -> list[StageView]:
+def inspect_stages(stages: Sequence[Any], image: Tensor, point: tuple[int, int]) -> list[StageView]:
     """Run stages on an image, and take each one's map and the attention of the token nearest to a point.
 
     Weights are computed for that one query, from the query and the keys that the model itself computes: memory grows
-    with the number of keys. The modes of the model stay as they are; put it into eval mode before.
+    with the number of keys. The modes of the model stay as they are; put it into eval mode before. Several threads may
+    inspect one model, and others use it meanwhile.
 
     Args:
         stages: Of a trunk, a backbone or a timm model.
@@ -81,105 +98,142 @@ def inspect_stages(stages: Sequence[Stage], image: Tensor, point: tuple[int, int
         raise ValueError(f'stages are inspected on one image at a time, got {len(image)}')
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(f'point {x}, {y} lies outside of the image, which has {width}x{height} pixels')
-    strides = list(accumulate((stage.patch_embed.proj.stride[0] for stage in stages), mul))
+    lattices = _lattices(stages)
     rows: list[list[AttentionRow]] = [[] for _ in stages]
-    with ExitStack() as hooks:
-        for stage, stride, rows_of_stage in zip(stages, strides, rows):
-            for block in stage.blocks:
-                _record_row(block.attn, point, stride, rows_of_stage, hooks)
+    recorders = [
+        recorder
+        for stage, lattice, rows_of_stage in zip(stages, lattices, rows)
+        for block in stage.blocks
+        for recorder in _recorders(block.attn, point, lattice, rows_of_stage)
+    ]
+    with _hooked(recorders):
         outputs = run_stages(stages, [image])
     return [
-        StageView(features[0], stride, _query_at(point, stride, features.shape[2:]), tuple(rows_of_stage))
-        for (_, (features,)), stride, rows_of_stage in zip(outputs, strides, rows)
+        StageView(features[0], lattice, _query_at(point, lattice, features.shape[2:]), tuple(rows_of_stage))
+        for (_, (features,)), lattice, rows_of_stage in zip(outputs, lattices, rows)
     ]
 
 
-def _record_row(
-    attention: ConvAttention, point: tuple[int, int], stride: int, rows: list[AttentionRow], hooks: ExitStack
-) -> None:
-    """Append the row of the token at a point to ``rows`` whenever a module attends, as long as ``hooks`` is open."""
+def _lattices(stages: Sequence[Any]) -> list[Lattice]:
+    lattice, lattices = Lattice(1, 0), []
+    for stage in stages:
+        for conv in stage.sampling():
+            lattice = lattice.sampled(conv.kernel_size[0], conv.stride[0], conv.padding[0])
+        lattices.append(lattice)
+    return lattices
+
+
+#: A module, and what is called with its arguments and its output.
+Recorder = tuple[nn.Module, Any]
+
+
+def _recorders(
+    attention: Any, point: tuple[int, int], lattice: Lattice, rows: list[AttentionRow]
+) -> tuple[Recorder, Recorder, Recorder]:
+    """What appends the row of the token at a point to ``rows`` whenever a module attends."""
     projected: dict[str, Tensor] = {}
 
-    def keep_query(module: Any, args: Any, output: Tensor) -> None:
+    def keep_query(args: Any, output: Tensor) -> None:
         projected['query'] = output[0]
 
-    def keep_key(module: Any, args: Any, output: Tensor) -> None:
+    def keep_key(args: Any, output: Tensor) -> None:
         projected['key'] = output[0]
 
-    def append_row(module: ConvAttention, args: tuple[Tensor, Layout], output: Tensor) -> None:
+    def append_row(args: tuple[Tensor, Layout, Any], output: Tensor) -> None:
         size = args[1].sizes[0]
-        row = attention_row(module, projected.pop('query'), projected.pop('key'), size, _query_at(point, stride, size))
-        num_prefix = int(module.with_cls_token)
-        weights = row[:, num_prefix:].unflatten(1, key_map_size(size, module.kv_stride))
-        rows.append(AttentionRow(weights, row[:, :num_prefix].sum(1), stride * module.kv_stride))
+        place = _query_at(point, lattice, size)
+        row = attention_row(attention, projected.pop('query'), projected.pop('key'), size, place, *args[2:])
+        num_prefix = int(attention.with_cls_token)
+        weights = row[:, num_prefix:].unflatten(1, key_map_size(size, attention.kv_stride, attention.partial_keys))
+        rows.append(AttentionRow(weights, row[:, :num_prefix].sum(1), _lattice_of_keys(attention, lattice)))
 
-    hooks.enter_context(attention.proj_q.register_forward_hook(keep_query))
-    hooks.enter_context(attention.proj_k.register_forward_hook(keep_key))
-    hooks.enter_context(attention.register_forward_hook(append_row))
+    query, key = attention.projections()
+    return (query, keep_query), (key, keep_key), (attention, append_row)
 
 
-def attention_row(module: ConvAttention, query: Tensor, key: Tensor, size: Size, position: Size) -> Tensor:
+def _lattice_of_keys(attention: Any, queries: Lattice) -> Lattice:
+    """Keys that are left over at the end of an axis come of a convolution with padding, whose kernel is odd."""
+    stride = attention.kv_stride
+    kernel_size = 1 if attention.partial_keys else stride
+    return queries.sampled(kernel_size, stride, 0)
+
+
+@contextmanager
+def _hooked(recorders: Sequence[Recorder]) -> Iterator[None]:
+    """Call recorders as their modules are called, by this thread alone."""
+    thread = threading.get_ident()
+
+    def hook_of(record: Any) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() == thread:
+                record(args, output)
+
+        return hook
+
+    with _HOOKS:
+        handles = [module.register_forward_hook(hook_of(record)) for module, record in recorders]
+    try:
+        yield
+    finally:
+        with _HOOKS:
+            for handle in handles:
+                handle.remove()
+
+
+def attention_row(module: Any, query: Tensor, key: Tensor, size: Size, place: Size, *others: Any) -> Tensor:
     """Attention weights of one query: its row of the softmax that the fused kernels never write down.
 
     Args:
-        module: The one that attends.
+        module: The one that attends, of whatever family.
         query: All of its queries, ``(P + H * W, C)``; ``P`` is 1 with a cls token, else 0.
         key: All of its keys, ``(P + Hk * Wk, C)``.
         size: ``(H, W)``.
-        position: Row and column of the query.
+        place: Row and column of the query.
+        others: What else its ``products`` takes.
 
     Returns:
         ``(heads, P + Hk * Wk)``; 0 for keys outside of the query's window.
     """
-    num_prefix = int(module.with_cls_token)
-    (query,) = module.scaled(query[None], key[None], size)
-    one = query[num_prefix + position[0] * size[1] + position[1]].unflatten(0, (module.num_heads, -1))
-    keys = key.unflatten(1, (module.num_heads, -1))
-    products = module.scale * torch.einsum('hc,khc->hk', one, keys)
+    products = module.products(query, key, size, place, *others)
     if module.window_size is not None:
-        in_window = torch.zeros(key_map_size(size, module.kv_stride), dtype=torch.bool, device=key.device)
-        row, column = (
-            _window(place, length, module.window_size, module.kv_stride) for place, length in zip(position, size)
+        in_window = torch.zeros(
+            key_map_size(size, module.kv_stride, module.partial_keys), dtype=torch.bool, device=key.device
         )
-        in_window[row, column] = True
-        is_seen = torch.cat((in_window.new_ones(num_prefix), in_window.flatten()))
+        in_window[_window(module, place[0], size[0]), _window(module, place[1], size[1])] = True
+        is_seen = torch.cat((in_window.new_ones(int(module.with_cls_token)), in_window.flatten()))
         products = products.masked_fill(~is_seen, -torch.inf)
     return products.softmax(-1)
 
 
-def _window(position: int, length: int, window_size: int, kv_stride: int) -> slice:
+def _window(module: Any, place: int, length: int) -> slice:
     """The keys, along one axis, of the window that a query is in."""
-    first = 0
-    for number, _, keys in cut(length, window_size, kv_stride):
-        index = (position // kv_stride - first) // keys
-        if index < number:
-            return slice(first + index * keys, first + (index + 1) * keys)
-        first += number * keys
-    raise ValueError(f'there is no query {position} among {length}')
+    key, first = place // module.kv_stride, 0
+    for number, _, keys in cut(length, module.window_size, module.kv_stride, module.partial_keys):
+        end = first + number * keys
+        if key < end:
+            start = first + (key - first) // keys * keys
+            return slice(start, start + keys)
+        first = end
+    return slice(end - keys, end)  # of queries that are left over at the end, without a key of their own
 
 
-def nearest_token(pixel: Tensor, stride: int, length: int) -> Tensor:
-    """The token, along one axis, whose centre is nearest to a pixel: in 0 … ``length - 1``."""
-    return ((pixel - FIRST_CENTRE + stride // 2) // stride).clamp(0, length - 1)
-
-
-def _query_at(point: tuple[int, int], stride: int, size: Size) -> Size:
+def _query_at(point: tuple[int, int], lattice: Lattice, size: Size) -> Size:
     x, y = torch.tensor(point)
-    return int(nearest_token(y, stride, size[0])), int(nearest_token(x, stride, size[1]))
+    return int(lattice.nearest(y, size[0])), int(lattice.nearest(x, size[1]))
 
 
-def to_pixels(x: Tensor, stride: int, size: Size) -> Tensor:
+def to_pixels(x: Tensor, lattice: Lattice, size: Size) -> Tensor:
     """Spread a map over its image, to each pixel the value of the token nearest to it.
 
     Args:
         x: ``(..., h, w)``.
-        stride: Pixels from one token to the next.
+        lattice: Of its tokens.
         size: Of the image.
 
     Returns:
         ``(..., H, W)``.
     """
-    rows, columns = (nearest_token(torch.arange(n), stride, tokens) for n, tokens in zip(size, x.shape[-2:]))
+    rows, columns = (lattice.nearest(torch.arange(n), tokens) for n, tokens in zip(size, x.shape[-2:]))
     return x[..., rows, :][..., columns]
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import visualize
+from families import FAMILIES
 from golden import weights
 from matplotlib.figure import Figure
 from paths import ROOT
 from PIL import Image
 
 from cvt_dense import CheckpointError, CvT, cli
-from cvt_dense.analysis.inspection import inspect_stages
+from cvt_dense.analysis.inspection import Lattice, inspect_stages
 from cvt_dense.errors import UserError
 
 TINY = ROOT / 'configs/maskrcnn_cvttiny_fpn_shapes.py'
@@ -66,10 +67,11 @@ def test_a_configs_own_checkpoint_is_drawn_and_held_against_random_weights(
         assert untrained == pytest.approx(number, rel=2e-3)
 
 
+@pytest.mark.parametrize('arch', ['cvt-13', 'cmt-ti'])
 def test_random_weights_are_announced(
-    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arch: str, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draw(monkeypatch, photo, '--arch', 'cvt-13', '--out', photo.parent / 'out')
+    draw(monkeypatch, photo, '--arch', arch, '--out', photo.parent / 'out')
     printed = capsys.readouterr()
     assert printed.err == 'RANDOM WEIGHTS: no --checkpoint was given, so these pictures show no training\n'
     assert 'brackets' not in printed.out
@@ -77,6 +79,18 @@ def test_random_weights_are_announced(
     without = config(photo.parent, 'model = dict(backbone=dict(init_cfg=None))')
     draw(monkeypatch, photo, '--config', without, '--out', photo.parent / 'out')
     assert capsys.readouterr().err.startswith('RANDOM WEIGHTS')
+
+
+def test_a_config_of_cmt_is_drawn(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = dict(type='CMT', arch=FAMILIES['cmt'].tiny, window_size=[4, 2, None, None], _delete_=True)
+    path = config(photo.parent, f'model = dict(backbone={backbone!r}, neck=dict(in_channels=[16, 32, 64, 128]))')
+    out = photo.parent / 'out'
+    draw(monkeypatch, photo, '--config', path, '--out', out, '--heads')
+    names = ['features', 'attention', *(f'heads{stage}' for stage in range(4))]
+    assert sorted(file.name for file in out.iterdir()) == sorted(f'photo_{name}.png' for name in names)
+    assert re.search(r'^3 .* of 128 ', capsys.readouterr().out, re.M)
 
 
 def test_weights_come_from_a_trained_detector_from_load_from_or_from_init_cfg(tmp_path: Path) -> None:
@@ -110,7 +124,7 @@ def test_images_are_prepared_as_the_configs_preprocessor_does(settings: str, pho
     network = visualize.build_network(
         None, str(config(photo.parent, f'model = dict(data_preprocessor=dict({settings}))')), None
     )
-    pixels = visualize.read_image(photo, None, 640).pixels
+    pixels = visualize.read_image(photo, None, 640, 16).pixels
     mean, std = network.mean, network.std
     swaps = dict(bgr_to_rgb='bgr_to_rgb=False' not in settings, rgb_to_bgr='rgb_to_bgr=True' in settings)
     preprocessor = DetDataPreprocessor(mean=mean, std=std, **swaps)
@@ -124,7 +138,7 @@ def test_a_variant_by_name_takes_images_as_timm_prepares_them(photo: Path) -> No
     import timm
     from timm.data import create_transform, resolve_data_config
 
-    pixels = visualize.read_image(photo, None, 640).pixels
+    pixels = visualize.read_image(photo, None, 640, 16).pixels
     model = timm.create_model('cvt_13', num_classes=0)
     normalise = create_transform(**resolve_data_config(model=model)).transforms[-2:]
     image = Image.fromarray(pixels)
@@ -138,14 +152,14 @@ def test_a_large_image_is_reduced_and_the_point_with_it(tmp_path: Path) -> None:
     pixels[200:220, 400:420] = 255
     path = tmp_path / 'large.png'
     Image.fromarray(pixels).save(path)
-    photo = visualize.read_image(path, (410, 210), 100)
+    photo = visualize.read_image(path, (410, 210), 100, 16)
     x, y = photo.place
     assert photo.pixels.shape == (60, 100, 3)
     assert (photo.pixels[y, x] == 255).all()
     assert photo.query == (410, 210)
     assert photo.description == '500x300 pixels reduced to 100x60'
-    assert visualize.read_image(path, (499, 299), 100).place == (99, 59)
-    whole = visualize.read_image(path, None, 640)
+    assert visualize.read_image(path, (499, 299), 100, 16).place == (99, 59)
+    whole = visualize.read_image(path, None, 640, 16)
     assert whole.place == whole.query == (250, 150)
     assert whole.description == '500x300 pixels'
 
@@ -154,11 +168,11 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees
     Image.new('RGB', (80, 40)).save(tmp_path / 'photo.jpg', exif=exif)
-    photo = visualize.read_image(tmp_path / 'photo.jpg', (39, 79), 40)
+    photo = visualize.read_image(tmp_path / 'photo.jpg', (39, 79), 40, 16)
     assert photo.pixels.shape == (40, 20, 3)
     assert (photo.size, photo.query, photo.place) == ((40, 80), (39, 79), (19, 39))
     with pytest.raises(UserError, match=r'has 40x80 pixels, turned upright by its EXIF orientation$'):
-        visualize.read_image(tmp_path / 'photo.jpg', (79, 39), 40)
+        visualize.read_image(tmp_path / 'photo.jpg', (79, 39), 40, 16)
 
 
 def test_the_point_is_named_by_its_pixel_of_the_file_wherever_it_is_named(
@@ -209,7 +223,7 @@ def test_the_key_with_the_most_weight_is_the_brightest_place() -> None:
     assert len(panels) == len(rows) == 4
     for panel, row in zip(panels, rows):
         key = divmod(int(row.weights.mean(0).argmax()), row.weights.shape[2])
-        y, x = (1 + place * row.stride for place in key)
+        y, x = (row.lattice.centre + place * row.lattice.stride for place in key)
         assert panel.shape == (96, 128, 3)
         assert panel[y, x].sum() == panel.sum(-1).max()
 
@@ -227,7 +241,7 @@ def test_each_head_has_a_panel() -> None:
 def test_even_weights_look_even_and_not_bright() -> None:
     axes = Figure().subplots()
     even = torch.full((8, 8), 1 / 65)
-    visualize._show_weights(axes, grey(32, 32, (0, 0), shade=0), 'name', even, torch.tensor(1 / 65), 4)
+    visualize._show_weights(axes, grey(32, 32, (0, 0), shade=0), 'name', even, torch.tensor(1 / 65), Lattice(4, 1))
     (picture,) = pictures_of(axes.figure)
     assert np.ptp(picture, axis=(0, 1)).max() < 1e-5
     assert 0 < picture.mean() < 0.25
@@ -237,7 +251,7 @@ def test_even_weights_look_even_and_not_bright() -> None:
 def test_what_is_outside_of_the_window_stays_grey(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     windowed = config(photo.parent, 'model = dict(backbone=dict(window_size=[4, 2, None]))')
     network = visualize.build_network(None, str(windowed), None)
-    image = visualize.read_image(photo, None, 640)
+    image = visualize.read_image(photo, None, 640, 16)
     views = inspect_stages(network.trunk.stages, network.prepare(image.pixels), image.place)
     _, first, *_, last = pictures_of(visualize.draw_attention(image, views, ''))
     is_grey = np.ptp(first, axis=2) < 1e-9
@@ -270,7 +284,10 @@ def broken(photo: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['photo', '--arch', 'cvt-99'], r"unknown arch 'cvt-99'; choose one of cvt-13, cvt-21, cvt-w24$"),
+        (
+            ['photo', '--arch', 'cvt-99'],
+            r"unknown arch 'cvt-99'; choose one of cvt-13, cvt-21, cvt-w24, cmt-ti, cmt-xs, cmt-s, cmt-b$",
+        ),
         (['photo', '--arch', 'cvt-13', '--point', '90', '0'], 'outside of image .*photo.png, which has 90x61 pixels'),
         (['photo', '--arch', 'cvt-13', '--point', '0', '-1'], '--point 0 -1 lies outside'),
         (['photo', '--arch', 'cvt-13', '--size', '15'], '--size must be at least 16, got 15'),
@@ -280,11 +297,12 @@ def broken(photo: Path) -> dict[str, Path]:
         (['text', '--arch', 'cvt-13'], 'image .*text.jpg cannot be read: cannot identify'),
         (['cut', '--arch', 'cvt-13'], 'image .*cut.png cannot be read'),
         (['small', '--arch', 'cvt-13'], r'image .*small.png of 15x40 pixels is smaller than 16x16$'),
+        (['small', '--arch', 'cmt-xs'], r'image .*small.png of 15x40 pixels is smaller than 31x31$'),
         (['flat', '--arch', 'cvt-13'], r'is smaller than 16x16 once it is reduced to 640x13$'),
         (['photo', '--arch', 'cvt-13', '--checkpoint', 'nope'], "checkpoint 'nope' is neither a file nor a known name"),
         (['photo', '--arch', 'cvt-13', '--checkpoint', 'cvt-tiny-shapes'], 'does not fit the model'),
         (['photo', '--config', 'nope.py'], 'config nope.py does not exist'),
-        (['photo', '--config', 'resnet'], 'has a backbone of type ResNet, and this tool inspects CvT'),
+        (['photo', '--config', 'resnet'], 'has a backbone of type ResNet, and this tool inspects CvT and CMT'),
         (['photo', '--config', 'depth'], 'takes 4 channels, and pictures have 3'),
         (['photo', '--config', 'wrong'], 'cannot be built: window_size must hold'),
     ],

@@ -78,7 +78,12 @@ class Attention(nn.Module):
 
     Attributes:
         with_bias: False leaves the position bias out, to count or to time what it costs.
+        with_cls_token: False: there is none.
+        partial_keys: As :class:`~cvt_dense.models.window_layout.WindowLayout` has it.
     """
+
+    with_cls_token = False
+    partial_keys = False
 
     def __init__(self, dim: int, num_heads: int, kv_stride: int, window_size: int | None = None) -> None:
         super().__init__()
@@ -126,12 +131,38 @@ class Attention(nn.Module):
         """Side of the windows, 0 for the whole map."""
         return 0 if self.window_size is None else self.window_size
 
+    def projections(self) -> tuple[nn.Module, nn.Module]:
+        """The modules whose outputs are the queries and the keys."""
+        return self.q, self.k
+
+    def products(
+        self, query: torch.Tensor, key: torch.Tensor, size: Size, place: Size, positions: list[PositionChannels]
+    ) -> torch.Tensor:
+        """One query's dot products with the keys of its image and its position bias, as the softmax takes them.
+
+        Args:
+            query: All queries of the image, ``(H * W, dim)``.
+            key: All of its keys, ``(Hk * Wk, dim)``.
+            size: ``(H, W)``.
+            place: Row and column of the query.
+            positions: As :meth:`forward` takes them, of this image alone.
+
+        Returns:
+            ``(heads, Hk * Wk)``.
+        """
+        index = place[0] * size[1] + place[1]
+        one, keys = query[index].unflatten(0, (self.num_heads, -1)), key.unflatten(1, (self.num_heads, -1))
+        products = self.scale * torch.einsum('hc,khc->hk', one, keys)
+        for position in positions:
+            products = products + position.query[index] @ position.key.t()
+        return products
+
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, size: Size
     ) -> torch.Tensor:
         if self.window_size is None:
             return attend(query, key, value, self.num_heads, scale)
-        windows = WindowLayout(size, self.kv_stride, self.window_size, 0, False)
+        windows = WindowLayout(size, self.kv_stride, self.window_size, 0, self.partial_keys)
         return attend_in_windows(query, key, value, self.num_heads, scale, windows)
 
 

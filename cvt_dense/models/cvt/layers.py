@@ -81,7 +81,12 @@ class ConvAttention(nn.Module):
             convolutions see the whole map in either case.
         reference_keys: Number of keys that dot products are scaled relative to, see :meth:`scaled`; None for no such
             scale.
+
+    Attributes:
+        partial_keys: As :class:`~cvt_dense.models.window_layout.WindowLayout` has it.
     """
+
+    partial_keys = True
 
     def __init__(
         self,
@@ -156,6 +161,26 @@ class ConvAttention(nn.Module):
             return query
         num_prefix = int(self.with_cls_token)
         return scale_by_key_count(query, key, self.reference_keys, size, self.kv_stride, self.window_size, num_prefix)
+
+    def projections(self) -> tuple[nn.Module, nn.Module]:
+        """The modules whose outputs are the queries and the keys."""
+        return self.proj_q, self.proj_k
+
+    def products(self, query: torch.Tensor, key: torch.Tensor, size: Size, place: Size) -> torch.Tensor:
+        """One query's dot products with the keys of its image, as the softmax takes them.
+
+        Args:
+            query: All queries of the image, ``(P + H * W, dim)``.
+            key: All of its keys, ``(P + Hk * Wk, dim)``.
+            size: ``(H, W)``.
+            place: Row and column of the query.
+
+        Returns:
+            ``(heads, P + Hk * Wk)``.
+        """
+        (query,) = self.scaled(query[None], key[None], size)
+        one = query[int(self.with_cls_token) + place[0] * size[1] + place[1]].unflatten(0, (self.num_heads, -1))
+        return self.scale * torch.einsum('hc,khc->hk', one, key.unflatten(1, (self.num_heads, -1)))
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, size: Size) -> torch.Tensor:
         query = self.scaled(query, key, size)

@@ -3,8 +3,9 @@
 A stage has a table of pairs of absolute places, ``(heads, queries, keys)`` on the grid of the pre-training images. For
 other sizes it is interpolated over the queries' two axes and over the keys' two axes. The keys of the grid are few, R,
 and the interpolated bias is a product of two matrices with R columns: what each query gives to each key of the grid,
-and how much each key is made of each of those. As R more channels of queries and keys they add it to the dot products,
-whichever kernel computes those, and no matrix of queries x keys is made.
+and how much each key is made of each of those. As more channels of queries and keys they add it to the dot products,
+whichever kernel computes those, and no matrix of queries x keys is made. R - 1 of them are enough, see
+:func:`differences`.
 """
 
 # No annotations from __future__ here: torch.jit reads the fields of named tuples as they are.
@@ -39,8 +40,8 @@ class PositionChannels(NamedTuple):
     """The bias for maps of one size.
 
     Attributes:
-        query: ``(H * W, heads, R)``.
-        key: ``(Hk * Wk, R)``.
+        query: ``(H * W, heads, R)``, or one less.
+        key: ``(Hk * Wk, R)``, likewise.
     """
 
     query: torch.Tensor
@@ -67,14 +68,32 @@ def position_channels(table: torch.Tensor, grid: BiasGrid, size: Size, window_si
     return _position_channels(table, grid, size, window_size)
 
 
-torch.fx.wrap('position_channels')  # what depends on a map's size is left open in a trace of torch.fx
+def differences(table: torch.Tensor, grid: BiasGrid, size: Size, window_size: int) -> PositionChannels:
+    """The bias as attention needs it: one channel less, and the same softmax.
+
+    A key's shares of those of the grid add up to 1. So what the last one of the grid is given can be taken off the
+    others, which changes a query's whole bias by a number, and the softmax of a row not at all.
+
+    Args:
+        table: As :func:`position_channels` takes it, and the others.
+        grid: Likewise.
+        size: Likewise.
+        window_size: Likewise.
+    """
+    query, key = position_channels(table, grid, size, window_size)
+    if key.shape[1] == 1:
+        return PositionChannels(query, key)
+    return PositionChannels(query[:, :, :-1] - query[:, :, -1:], key[:, :-1])
+
+
+torch.fx.wrap('differences')  # what depends on a map's size is left open in a trace of torch.fx
 
 
 def positions_of(table: torch.Tensor, grid: BiasGrid, sizes: list[Size], window_size: int) -> list[PositionChannels]:
-    """:func:`position_channels` for maps of several sizes."""
+    """:func:`differences` for maps of several sizes."""
     positions: list[PositionChannels] = []
     for size in sizes:
-        positions.append(position_channels(table, grid, size, window_size))
+        positions.append(differences(table, grid, size, window_size))
     return positions
 
 
@@ -144,7 +163,7 @@ def with_position(
         position: The bias.
 
     Returns:
-        Queries, keys and values with ``R`` more channels per head. Those of the values are zeros, which fused kernels
+        Queries, keys and values with the bias's channels more per head. Those of the values are zeros, which fused kernels
         ask for; :func:`without_position` takes them off.
     """
     query = query.unflatten(-1, (num_heads, -1))
@@ -163,7 +182,7 @@ def without_position(attended: torch.Tensor, num_heads: int, head_dim: int) -> t
     """What was attended to by what :func:`with_position` made: ``(N, H * W, C)``.
 
     Args:
-        attended: ``(N, H * W, heads * (head_dim + R))``.
+        attended: ``(N, H * W, heads * (head_dim + channels of the bias))``.
         num_heads: Heads.
         head_dim: Channels of each, without those of the bias.
     """

@@ -12,6 +12,7 @@ from cvt_dense.models.attention import attend
 from cvt_dense.models.cmt.position_bias import (
     BiasGrid,
     PositionChannels,
+    differences,
     position_channels,
     with_position,
     without_position,
@@ -105,12 +106,13 @@ def attention_with_channels(inputs: list[torch.Tensor], position: PositionChanne
     return without_position(attend(query, key, value, HEADS, 1.0), HEADS, inputs[0].shape[-1] // HEADS)
 
 
-def test_as_channels_it_adds_to_the_dot_products_with_the_right_gradients() -> None:
+@pytest.mark.parametrize('channels', [position_channels, differences])
+def test_as_channels_it_adds_to_the_dot_products_with_the_right_gradients(channels: Any) -> None:
     size = (7, 10)
     table = table_of(GRID).requires_grad_()
     lengths = (7 * 10, 3 * 5, 3 * 5)
     inputs = [torch.randn(2, length, 6, dtype=torch.double, requires_grad=True) for length in lengths]
-    ours = attention_with_channels(inputs, position_channels(table, GRID, size, 0), 0.3)
+    ours = attention_with_channels(inputs, channels(table, GRID, size, 0), 0.3)
     expected = attention_with_a_mask(inputs, interpolated(table, GRID, size, (3, 5)), 0.3)
     torch.testing.assert_close(ours, expected)
     direction = torch.randn_like(ours)
@@ -121,11 +123,20 @@ def test_as_channels_it_adds_to_the_dot_products_with_the_right_gradients() -> N
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize('window', [0, 4])
+def test_differences_are_the_bias_less_a_number_for_each_query_in_one_channel_less(window: int) -> None:
+    table = table_of(GRID)
+    whole, less = (function(table, GRID, (9, 13), window) for function in (position_channels, differences))
+    assert (whole.key.shape[1], less.key.shape[1]) == (12, 11)
+    number = product(whole) - product(less)
+    torch.testing.assert_close(number, number[..., :1].expand_as(number))
+    alone = BiasGrid((2, 2), (1, 1), 2, True)
+    assert product(differences(table_of(alone), alone, (4, 6), 0)).shape == (HEADS, 24, 6)
+
+
 def test_it_can_be_scripted() -> None:
     table = table_of(GRID)
-    scripted: Any = torch.jit.script(position_channels)
+    scripted: Any = torch.jit.script(differences)
     for window in (0, 4):
-        for ours, expected in zip(
-            scripted(table, GRID, (9, 13), window), position_channels(table, GRID, (9, 13), window)
-        ):
+        for ours, expected in zip(scripted(table, GRID, (9, 13), window), differences(table, GRID, (9, 13), window)):
             assert torch.equal(ours, expected)

@@ -1,4 +1,4 @@
-"""What is wrong with a config although it runs: strides, pictures, maps, schedules. Each line says what cures it."""
+"""What is wrong with a config although it runs: strides, pictures, maps, statistics, schedules; and what cures it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .channels import known_backbones
 from .map_use import lines_of_maps
 from .pictures import lines_of_pictures
 from .schedule import lines_of_schedule
+from .statistics import lines_of_statistics
 
 
 def silent_faults(cfg: Config) -> list[str]:
@@ -31,6 +32,22 @@ def silent_faults(cfg: Config) -> list[str]:
             with suppress(Exception):  # of anyone's constructors and heads, which may not be stopped for a word
                 lines += look(cfg, path)
     return list(dict.fromkeys(lines))
+
+
+def statistics_faults(cfg: Config) -> list[str]:
+    """Look for BatchNorms without statistics, see :func:`cvt_dense.engine.statistics.lines_of_statistics`.
+
+    Args:
+        cfg: Config of a run that loads no checkpoint but what ``init_cfg`` says; left as it is.
+
+    Returns:
+        A line for each backbone, with the settings that cure it; nothing is raised, as above.
+    """
+    lines: list[str] = []
+    for path, _, _ in known_backbones(cfg):
+        with suppress(Exception):  # of anyone's settings
+            lines += lines_of_statistics(cfg, path)
+    return lines
 
 
 def schedule_faults(cfg: Config, epoch_iterations: int | None) -> list[str]:

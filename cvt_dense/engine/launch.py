@@ -30,7 +30,7 @@ from .config import add_hook, check_complete, leave_out_hooks
 from .console import in_the_file_only, quiet
 from .devices import hide_gpu_without_operators, prepare_launcher, use_batchnorm_without_gpu
 from .failures import cannot_be_built, in_one_line, lost_process
-from .faults import schedule_faults, silent_faults
+from .faults import schedule_faults, silent_faults, statistics_faults
 from .interruption import Interrupted, InterruptionHook, signals
 from .overview import overview
 from .processes import is_first, leave
@@ -146,6 +146,8 @@ def train(cfg: Config, resume: str | None = None) -> None:
         print(f'note: runs of {type_name(cfg.train_cfg)} do not resume exactly', file=sys.stderr)
     with claimed(cfg.work_dir, cfg.launcher):
         start = find_start(cfg, resume)
+        if start.path is None and is_first(cfg.launcher):
+            faults += statistics_faults(cfg)
         make_output_folders(cfg, splits)
         runner = build_runner(cfg, asked)
         for fault in faults:

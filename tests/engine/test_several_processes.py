@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES as FAMILIES_OF_BACKBONES
+from families import Family, each_family
 from golden import TINY
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -107,18 +109,16 @@ def test_two_processes_train_and_evaluate_as_one_with_twice_the_batch(tmp_path: 
 
 FSDP = """
 _base_ = '{base}'
-model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=[16, 48, 96], num_heads=[1, 3, 6], depths=[1, 2, 2])),
-    neck=dict(in_channels=[16, 48, 96]),
-)
+model = dict(backbone=dict(_delete_=True, type='{family.name}', arch={family.tiny}, drop_path_rate=0.1))
 """
 
 
 @pytest.mark.slow
-def test_parameters_are_split_among_processes(data: Path, tmp_path: Path) -> None:
+@each_family
+def test_parameters_are_split_among_processes(family: Family, data: Path, tmp_path: Path) -> None:
     """Without checkpoints: PyTorch gathers FSDP's on GPUs only."""
     config = tmp_path / 'fsdp.py'
-    config.write_text(FSDP.format(base=ROOT / 'configs/maskrcnn_cvtw24_fpn_coco_fsdp.py'))
+    config.write_text(FSDP.format(base=ROOT / 'configs/maskrcnn_cvtw24_fpn_coco_fsdp.py', family=family))
     options = [*SMALL_DETECTION, 'model.backbone.init_cfg=None', 'train_cfg.max_epochs=2', 'val_cfg=None']
     options += ['val_dataloader=None', 'val_evaluator=None', 'default_hooks.checkpoint=None']
     output = train(2, tmp_path / 'run', options, dict(COCO_ROOT=str(data / 'coco_mini')), config)
@@ -127,10 +127,13 @@ def test_parameters_are_split_among_processes(data: Path, tmp_path: Path) -> Non
     assert all(math.isfinite(loss) for loss in losses)
 
 
-def test_each_block_is_wrapped_by_itself() -> None:
-    wrapped = [name for name, module in CvT(TINY).named_modules() if wrap_backbone_blocks(module, False, 0)]
-    blocks = [f'stage{stage}.blocks.{block}' for stage, depth in enumerate(TINY['depths']) for block in range(depth)]
-    assert wrapped == blocks
+@each_family
+def test_each_block_is_wrapped_by_itself(family: Family) -> None:
+    backbone = family.build()
+    wrapped = [name for name, module in backbone.named_modules() if wrap_backbone_blocks(module, False, 0)]
+    depths = family.tiny['depths']
+    blocks = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    assert [backbone.place_of(name) for name in wrapped] == blocks
     assert wrap_backbone_blocks(nn.Linear(1, 1), True, 0)
 
 
@@ -155,20 +158,35 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def _steps(rank: int, store: str) -> None:
+#: Of these, what CMT's stem, shared position bias and blocks that change maps could be wrong about.
+SETTINGS_OF = dict(
+    cvt=SETTINGS,
+    cmt=[
+        dict(),
+        dict(frozen_stages=1, with_cp=True, window_size=3),
+        dict(out_indices=(2,), out_norm=False, with_cp=True),
+        dict(mixed=True, norm_eval=False, drop_path_rate=0.3),
+        dict(read=(4,), out_indices=(0, 1, 2, 3, 4), norm_eval=False),
+    ],
+)
+
+
+def _steps(rank: int, store: str, name: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
-    for settings in SETTINGS:
+    family = FAMILIES_OF_BACKBONES[name]
+    side = 2 * family.min_size
+    for settings in SETTINGS_OF[name]:
         torch.manual_seed(0)
         settings = dict(settings)
         read, mixed = settings.pop('read', range(4)), settings.pop('mixed', False)
-        sizes = [(32, 20 + 9 * rank), (17 + rank, 48)] if mixed else None
-        backbone = CvT(TINY, **settings).train()
+        sizes = [(side, side - 11 + 9 * rank), (side - 14 + rank, side)] if mixed else None
+        backbone = family.build(**settings).train()
         model = DistributedDataParallel(backbone, find_unused_parameters=False)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for step in range(3):  # an unused parameter shows in the second
             torch.manual_seed(10 * rank + step)
-            maps = model(torch.randn(2, 3, 32, 48), image_sizes=sizes)
+            maps = model(torch.randn(2, 3, side, side), image_sizes=sizes)
             loss = sum(x.square().mean() for i, x in enumerate(maps) if i in read)
             optimizer.zero_grad()
             loss.backward()
@@ -184,8 +202,9 @@ def _steps(rank: int, store: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_parameter_is_unused(tmp_path: Path) -> None:
-    multiprocessing.spawn(_steps, (str(tmp_path / 'store'),), nprocs=2)
+@pytest.mark.parametrize('family', FAMILIES_OF_BACKBONES)
+def test_no_parameter_is_unused(family: str, tmp_path: Path) -> None:
+    multiprocessing.spawn(_steps, (str(tmp_path / 'store'), family), nprocs=2)
 
 
 #: Heads of the toolkits that leave out some of the backbone's maps, or one of which reads one map alone.

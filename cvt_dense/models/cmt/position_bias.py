@@ -163,8 +163,8 @@ def with_position(
         position: The bias.
 
     Returns:
-        Queries, keys and values with the bias's channels more per head. Those of the values are zeros, which fused kernels
-        ask for; :func:`without_position` takes them off.
+        Queries, keys and values with more channels per head, those of the bias. The values' are zeros, which fused
+        kernels ask for; :func:`without_position` takes them off.
     """
     query = query.unflatten(-1, (num_heads, -1))
     key = key.unflatten(-1, (num_heads, -1)) * scale  # not the queries, of which there are more

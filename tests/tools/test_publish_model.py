@@ -15,6 +15,7 @@ import publish_model
 import pytest
 import timm
 import torch
+from documents import blocks
 from golden import CMT_TINY
 from huggingface_hub import ModelCard
 from mmengine.config import Config
@@ -186,7 +187,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     content = torch.load(runs['segmentation'] / 'iter_4.pth', weights_only=True)
     del content['state_dict']['decode_head.conv_seg.weight']
     torch.save(content, broken)
-    with pytest.raises(UserError, match='it lacks decode_head.conv_seg.weight'):
+    with pytest.raises(UserError, match=r'it lacks decode_head\.conv_seg\.weight'):
         publish(monkeypatch, config, broken, '--out', tmp_path / 'other')
     broken.write_bytes(b'no checkpoint')
     with pytest.raises(CheckpointError, match='damaged'):
@@ -214,18 +215,18 @@ class Hub(FileServer):
             return self.reply(HTTPStatus.UNAUTHORIZED, b'{}', {'X-Error-Message': 'Invalid token'})
         if self.path == '/api/repos/create':
             self.made.append(json.loads(body))
-            return self._say(url=f'{self.address}/user/name')
+            return self._say(url=f'{self.address}/USER/NAME')
         if self.path == '/api/validate-yaml':
             return self._say(errors=[], warnings=[])
-        if self.path == '/api/models/user/name/preupload/main':
+        if self.path == '/api/models/USER/NAME/preupload/main':
             asked = [entry['path'] for entry in json.loads(body)['files']]
             return self._say(files=[dict(path=path, uploadMode='regular', shouldIgnore=False) for path in asked])
-        if self.path == '/api/models/user/name/commit/main':
+        if self.path == '/api/models/USER/NAME/commit/main':
             for line in map(json.loads, body.splitlines()):
                 if line['key'] == 'file':
                     content = base64.b64decode(line['value']['content'])
-                    self.files[f'/user/name/resolve/main/{line["value"]["path"]}'] = content
-            return self._say(success=True, commitOid='0' * 40, commitUrl=f'{self.address}/user/name/commit/{"0" * 40}')
+                    self.files[f'/USER/NAME/resolve/main/{line["value"]["path"]}'] = content
+            return self._say(success=True, commitOid='0' * 40, commitUrl=f'{self.address}/USER/NAME/commit/{"0" * 40}')
         self.reply(HTTPStatus.NOT_FOUND, b'{}')
 
     def answer(self) -> None:
@@ -271,16 +272,22 @@ def use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 def test_what_is_uploaded_is_what_timm_loads_from_the_hub(
     hub: type[Hub], runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / 'out'
-    publish(monkeypatch, runs['segmentation'], '--out', out, '--upload', 'user/name', '--private')
+    out = tmp_path / 'published' / 'upernet'
+    publish(monkeypatch, runs['segmentation'], '--out', out, '--upload', 'USER/NAME', '--private')
     assert {path.rpartition('/')[2]: content for path, content in hub.files.items()} == {
         path.name: path.read_bytes() for path in out.iterdir()
     }
-    assert hub.made[0]['name'] == 'name'
+    assert hub.made[0]['name'] == 'NAME'
     assert hub.made[0].get('private') is True or hub.made[0].get('visibility') == 'private'
-    model = timm.create_model('hf-hub:user/name', pretrained=True, features_only=True)
-    local = timm.create_model(f'local-dir:{out}', pretrained=True, features_only=True)
-    assert all(torch.equal(tensor, local.state_dict()[name]) for name, tensor in model.state_dict().items())
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(ROOT / 'docs/publishing.md', 'python')
+    names: dict[str, Any] = {}
+    loaded = []
+    for line in block.splitlines():  # each model takes the name of the one before
+        exec(line, names)
+        loaded.append(names.get('backbone'))
+    local, remote = (model.state_dict() for model in loaded[-2:])
+    assert all(torch.equal(tensor, remote[name]) for name, tensor in local.items())
 
 
 @pytest.mark.parametrize('problem', ['no token', 'offline', 'no name', 'refused', 'nobody'])
@@ -295,7 +302,7 @@ def test_what_keeps_it_from_the_hub_is_one_line_and_what_was_written_stays(
         if problem == 'offline':
             monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
         with pytest.raises(UserError, match=before[problem]) as error:
-            publish(monkeypatch, *arguments, 'name' if problem == 'no name' else 'user/name')
+            publish(monkeypatch, *arguments, 'NAME' if problem == 'no name' else 'USER/NAME')
         assert not (tmp_path / 'out').exists(), 'found before the work is done'
     else:
         monkeypatch.setattr('time.sleep', lambda seconds: None)  # between attempts
@@ -304,9 +311,9 @@ def test_what_keeps_it_from_the_hub_is_one_line_and_what_was_written_stays(
                 monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
             else:
                 use(monkeypatch, address)
-            with pytest.raises(UserError, match='is whole, and could not be uploaded to user/name') as error:
-                publish(monkeypatch, *arguments, 'user/name')
-        assert f'hf upload user/name {tmp_path / "out"}' in str(error.value)
+            with pytest.raises(UserError, match='is whole, and could not be uploaded to USER/NAME') as error:
+                publish(monkeypatch, *arguments, 'USER/NAME')
+        assert f'hf upload USER/NAME {tmp_path / "out"}' in str(error.value)
         assert (tmp_path / 'out' / 'README.md').is_file()
     assert '\n' not in str(error.value)
     assert hub.files == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -69,7 +70,7 @@ def publish(source: Source, out: Path, repo: str | None = None, license: str | N
     for name in _NOT_PUBLISHED:
         cfg.pop(name, None)
     content = read(source.checkpoint)
-    model = build_model(Config(cfg.to_dict()), str(source.checkpoint))
+    model = build_model(copy.deepcopy(cfg), str(source.checkpoint))  # which changes it
     facts = facts_of(cfg, source.config.stem, content, model, Logs.read(source.work_dir))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -209,8 +209,9 @@ class MLflowBackend(_Continues, MLflowVisBackend):
         if hasattr(self, '_mlflow'):
             for path in Path(self._save_dir).parent.rglob('*'):
                 if path.is_file() and path.name.endswith(tuple(self._artifact_suffix)):
-                    self._mlflow.log_artifact(str(path), path.parent.relative_to(self.work_dir).as_posix())
-            self._mlflow.end_run()
+                    folder = path.parent.relative_to(self.work_dir).as_posix()
+                    self._warn(self._mlflow.log_artifact, str(path), folder)
+            self._warn(self._mlflow.end_run)
 
 
 def _flat(settings: Any, path: str = '') -> dict[str, Any]:

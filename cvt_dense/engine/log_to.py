@@ -74,7 +74,7 @@ def continue_logs(cfg: Config, start: Start) -> None:
 
 
 def leave_out_logs(cfg: Config) -> None:
-    """Let an evaluation by a config that a run has kept leave the run's logs alone: it would have nothing to add."""
+    """Take the logs out of a config: an evaluation would have nothing to add, and who gets it has others, or none."""
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = [entry for entry in _backends(cfg) if type_name(entry) not in _OURS]
 

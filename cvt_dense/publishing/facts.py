@@ -127,7 +127,7 @@ def _training(cfg: Config, content: Mapping[str, Any], logs: Logs) -> list[tuple
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     rate = optimizer.get('lr') if logs.rate is None else logs.rate
     sources = ', '.join(map(str, pretrained_sources(cfg.model.get('backbone'))))
-    versions = [f'{name} {environment[name]}' for name in ('torch', 'cuda', 'python') if name in environment]
+    versions = [f'{name} {environment[name]}' for name in ('torch', 'python') if name in environment]
     if 'mmengine_version' in meta:
         versions.append(f'mmengine {meta["mmengine_version"].rstrip("+")}')
     rows = {

@@ -18,13 +18,7 @@ _NO_METRIC = re.compile(r'^(iter|epoch|step|time|data_time|memory|lr|base_lr|mom
 _OF_A_CLASS = re.compile(r'_precision$')
 _TIME = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ')
 #: Lines of mmengine's report on the environment: what each is called here.
-_ENVIRONMENT = {
-    'PyTorch': 'torch',
-    'MMEngine': 'mmengine',
-    'Python': 'python',
-    'CUDA Runtime': 'cuda',
-    'GPU number': 'processes',
-}
+_ENVIRONMENT = {'PyTorch': 'torch', 'Python': 'python', 'GPU number': 'processes'}
 
 
 @dataclass(frozen=True)
@@ -90,11 +84,11 @@ def _texts(work_dir: Path) -> Iterator[list[str]]:
 
 
 def _duration(texts: list[list[str]]) -> timedelta | None:
-    whole = timedelta()
+    spans = []
     for lines in texts:
         times = [datetime.strptime(found[1], '%Y/%m/%d %H:%M:%S') for line in lines if (found := _TIME.match(line))]
-        whole += times[-1] - times[0]
-    return whole if texts else None
+        spans += [times[-1] - times[0]] if times else []
+    return sum(spans, timedelta()) if spans else None
 
 
 def _environment(lines: list[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..checkpoints.files import read
 from ..engine.config import load_config
+from ..engine.log_to import leave_out_logs
 from ..engine.model import build_model
 from ..engine.run_checkpoints import tensors_of
 from ..errors import UserError, of_file
@@ -69,6 +70,7 @@ def publish(source: Source, out: Path, repo: str | None = None, license: str | N
     cfg = load_config(source.config)
     for name in _NOT_PUBLISHED:
         cfg.pop(name, None)
+    leave_out_logs(cfg)
     content = read(source.checkpoint)
     model = build_model(copy.deepcopy(cfg), str(source.checkpoint))  # which changes it
     facts = facts_of(cfg, source.config.stem, content, model, Logs.read(source.work_dir))

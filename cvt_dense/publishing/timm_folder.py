@@ -126,5 +126,6 @@ def image_size(preprocessor: Mapping[str, Any], pipeline: Sequence[Mapping[str, 
     """
     if preprocessor.get('size'):
         return tuple(preprocessor['size'])
-    scales = [step['scale'] for step in pipeline if type_name(step) == 'Resize' and step.get('scale') is not None]
+    scales = [step.get('scale') for step in pipeline if type_name(step) == 'Resize']
+    scales = [scale for scale in scales if isinstance(scale, (list, tuple))]
     return (min(scales[-1]), max(scales[-1])) if scales else None  # toolkits' scales are of wide images

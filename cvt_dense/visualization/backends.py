@@ -26,6 +26,8 @@ from mmengine.visualization import (
     WandbVisBackend,
 )
 
+from ..errors import UserError, reason
+
 _NOTE = 'logged_to.json'
 
 
@@ -44,6 +46,19 @@ class _Continues:
         super().__init__(save_dir, **settings)
         self.work_dir = Path(save_dir).absolute().parents[1]
         self.resumed_at = resumed_at
+
+    def start(self) -> None:
+        """Begin a log, or go on with the one that is noted."""
+        raise NotImplementedError
+
+    def _init_env(self) -> None:
+        try:
+            self.start()
+        except Exception as error:  # each package has its own, for keys, servers and settings
+            raise UserError(
+                f'{self.name} cannot be logged to: {type(error).__name__}: {reason(error)}',
+                f'see its documentation, or leave {self.name} out of --log-to',
+            ) from error
 
     def noted(self) -> str | None:
         """What identifies the log that this run goes on with; None for a new one."""
@@ -71,7 +86,8 @@ class TensorboardBackend(_Continues, TensorboardVisBackend):
 
     name = 'tensorboard'
 
-    def _init_env(self) -> None:
+    def start(self) -> None:
+        """Open the folder."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = self.work_dir / (self.noted() or os.path.relpath(self._save_dir, self.work_dir))
@@ -92,7 +108,8 @@ class WandbBackend(_Continues, WandbVisBackend):
     def __init__(self, save_dir: str, init_kwargs: dict[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(save_dir, init_kwargs=dict(init_kwargs or {}), **settings)
 
-    def _init_env(self) -> None:
+    def start(self) -> None:
+        """Log in, or go offline."""
         import wandb
 
         settings = self._init_kwargs
@@ -106,12 +123,12 @@ class WandbBackend(_Continues, WandbVisBackend):
                 settings.setdefault(key, value)
         settings.setdefault('resume', os.environ.get('WANDB_RESUME', 'allow'))
         try:
-            super()._init_env()
+            WandbVisBackend._init_env(self)
         except wandb.errors.UsageError as error:
             if not re.search(r'api[ _]key', str(error), re.IGNORECASE) or os.environ.get('WANDB_MODE'):
                 raise
             settings['mode'] = 'offline'
-            super()._init_env()
+            WandbVisBackend._init_env(self)
             print(
                 f'note: wandb has no key and logs offline; wandb sync {self.work_dir}/wandb/offline-run-* uploads it. '
                 'For the next run: wandb login, or WANDB_API_KEY',
@@ -155,7 +172,8 @@ class MLflowBackend(_Continues, MLflowVisBackend):
 
     name = 'mlflow'
 
-    def _init_env(self) -> None:
+    def start(self) -> None:
+        """Open the data base, or connect to the server."""
         import mlflow
 
         self._mlflow = mlflow
@@ -240,7 +258,8 @@ class ClearMLBackend(_Continues, ClearMLVisBackend):
 
     name = 'clearml'
 
-    def _init_env(self) -> None:
+    def start(self) -> None:
+        """Make a task."""
         settings = self._init_kwargs = dict(self._init_kwargs or {})
         settings.setdefault('project_name', os.environ.get('CLEARML_PROJECT', 'cvt_dense'))
         settings.setdefault('task_name', os.environ.get('CLEARML_TASK', self.work_dir.name))
@@ -250,7 +269,7 @@ class ClearMLBackend(_Continues, ClearMLVisBackend):
         settings.setdefault(
             'auto_connect_frameworks', False
         )  # it would log what other backends log, and upload weights
-        super()._init_env()
+        ClearMLVisBackend._init_env(self)
         self.note(self._task.id)
 
 
@@ -260,11 +279,12 @@ class AimBackend(_Continues, AimVisBackend):
 
     name = 'aim'
 
-    def _init_env(self) -> None:
+    def start(self) -> None:
+        """Make a run."""
         settings = self._init_kwargs = dict(self._init_kwargs or {})
         settings.setdefault('repo', str(self.work_dir))
         settings.setdefault('experiment', self.work_dir.name)
         if self.noted():
             settings.setdefault('run_hash', self.noted())
-        super()._init_env()
+        AimVisBackend._init_env(self)
         self.note(self._aim_run.hash)

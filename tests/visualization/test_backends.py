@@ -13,6 +13,7 @@ import pytest
 from mmengine.config import Config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cvt_dense.errors import UserError
 from cvt_dense.visualization.backends import (
     AimBackend,
     ClearMLBackend,
@@ -73,6 +74,12 @@ def test_wandb_without_a_key_logs_offline_and_says_so(
     ids = [path.name.rpartition('-')[2] for path in (tmp_path / 'wandb').glob('offline-run-*')]
     assert len(ids) in (1, 2), 'two starts in one second share a folder'
     assert set(ids) == {json.loads((tmp_path / 'logged_to.json').read_text())['wandb']}
+
+
+def test_what_keeps_a_log_from_its_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'aim', None)
+    with pytest.raises(UserError, match=r'^aim cannot be logged to: ImportError: .*; .* leave aim out of --log-to$'):
+        run(AimBackend, tmp_path, '20260101_000000', range(1, 3))
 
 
 def test_clearml_and_aim_are_given_the_log_that_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

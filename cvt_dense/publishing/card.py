@@ -31,7 +31,7 @@ def model_card(
         f'# {facts.name}',
         _what(facts),
         *_results(facts, files),
-        *_section('Training', _table(('', ''), facts.training.items())),
+        *_section('Training', _table(('setting', 'value'), facts.training.items())),
         '## Use',
         _use(facts, weights, repo, in_timm),
     ]
@@ -46,7 +46,7 @@ def _front_matter(facts: Facts, license: str | None, in_timm: bool) -> str:
             dataset_name=facts.dataset,
             metric_type=_HUB_METRICS.get(name, name),
             metric_name=name,
-            metric_value=value,
+            metric_value=float(f'{value:.6g}'),
         )
         for name, value in facts.main_metrics.items()
         if facts.task and facts.dataset

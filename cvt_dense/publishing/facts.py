@@ -12,6 +12,7 @@ from torch import nn
 
 from ..registry import each_evaluator, pretrained_sources, type_name
 from .logs import Logs, is_main
+from .weights import without_commit
 
 #: Names on the Hub of data sets, by the toolkits' classes for them.
 _HUB_DATASETS = {'ADE20KDataset': 'ade20k', 'CityscapesDataset': 'cityscapes'}
@@ -29,7 +30,7 @@ class Facts:
         task: As the Hub calls it.
         parts: What it is made of, in words.
         classes: Names of its classes.
-        dataset: The data set, in words.
+        dataset: Name of the data set's folder, or of its class.
         hub_dataset: Name of the data set on the Hub.
         iteration: How many iterations it was trained for.
         metrics: What the run's evaluation of this checkpoint found.
@@ -74,7 +75,7 @@ def facts_of(cfg: Config, name: str, content: Mapping[str, Any], model: nn.Modul
         task=_task(cfg),
         parts=_parts(cfg, model),
         classes=classes,
-        dataset=_told(dataset),
+        dataset=_place(dataset) or type_name(dataset) or None,
         hub_dataset=_hub_dataset(dataset, classes),
         iteration=meta.get('iter'),
         metrics=logs.metrics_at(meta.get('iter')),
@@ -108,11 +109,9 @@ def _dataset(cfg: Config, split: str) -> Mapping[str, Any]:
     return dataset
 
 
-def _told(dataset: Mapping[str, Any]) -> str | None:
-    """The last parts of its paths: the others are of the machine that it was on."""
-    place = Path(dataset.get('data_root') or dataset.get('ann_file') or '').name
-    kind = type_name(dataset)
-    return f'{place} ({kind})' if place and kind else kind or None
+def _place(dataset: Mapping[str, Any]) -> str:
+    """The last part of its path: the others are of the machine that it was on."""
+    return Path(dataset.get('data_root') or dataset.get('ann_file') or '').name
 
 
 def _hub_dataset(dataset: Mapping[str, Any], classes: tuple[str, ...]) -> str | None:
@@ -129,7 +128,7 @@ def _training(cfg: Config, content: Mapping[str, Any], logs: Logs) -> list[tuple
     sources = ', '.join(map(str, pretrained_sources(cfg.model.get('backbone'))))
     versions = [f'{name} {environment[name]}' for name in ('torch', 'python') if name in environment]
     if 'mmengine_version' in meta:
-        versions.append(f'mmengine {meta["mmengine_version"].rstrip("+")}')
+        versions.append(f'mmengine {without_commit(meta["mmengine_version"])}')
     rows = {
         'iterations': meta.get('iter'),
         'epochs': meta.get('epoch') or None,
@@ -139,7 +138,7 @@ def _training(cfg: Config, content: Mapping[str, Any], logs: Logs) -> list[tuple
         'weights averaged (EMA)': 'yes' if 'ema_state_dict' in content else None,
         'backbone from': sources or None,
         'seed': meta.get('seed'),
-        'time, with evaluations': None if logs.duration is None else str(logs.duration),
+        'time of the run, with evaluations': None if logs.duration is None else str(logs.duration),
         'device': environment.get('gpu'),
         'versions': ', '.join(versions) or None,
     }

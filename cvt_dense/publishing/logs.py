@@ -16,6 +16,9 @@ from ..visualization.curves import read_history
 _NO_METRIC = re.compile(r'^(iter|epoch|step|time|data_time|memory|lr|base_lr|momentum|grad_norm)$|loss')
 #: AP of one class, as COCO's evaluation names it.
 _OF_A_CLASS = re.compile(r'_precision$')
+#: What mmengine logs right before the first iteration.
+_BEGIN = 'Checkpoints will be saved to'
+_FORMAT = '%Y/%m/%d %H:%M:%S'
 _TIME = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ')
 #: Lines of mmengine's report on the environment: what each is called here.
 _ENVIRONMENT = {'PyTorch': 'torch', 'Python': 'python', 'GPU number': 'processes'}
@@ -86,7 +89,11 @@ def _texts(work_dir: Path) -> Iterator[list[str]]:
 def _duration(texts: list[list[str]]) -> timedelta | None:
     spans = []
     for lines in texts:
-        times = [datetime.strptime(found[1], '%Y/%m/%d %H:%M:%S') for line in lines if (found := _TIME.match(line))]
+        begun = next((place for place, line in enumerate(lines) if _BEGIN in line), 0)
+        ended = max(place for place, line in enumerate(lines) if '(train)' in line or '(val)' in line)
+        times = [
+            datetime.strptime(found[1], _FORMAT) for line in lines[begun : ended + 1] if (found := _TIME.match(line))
+        ]
         spans += [times[-1] - times[0]] if times else []
     return sum(spans, timedelta()) if spans else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,11 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
+def without_commit(version: str) -> str:
+    """The version of mmengine in a checkpoint's ``meta``, which is followed by the commit of the folder of the run."""
+    return re.sub(r'\+?([0-9a-f]{40}|unknown|None)?$', '', version)
+
+
 def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of their own memory on the CPU: a view would take all that it looks at into the file."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -44,6 +50,8 @@ def meta_of(meta: Mapping[str, Any], config: str, version: str) -> dict[str, Any
         version: Of this package.
     """
     kept = {name: plain(meta[name]) for name in _META if name in meta}
+    if 'mmengine_version' in kept:
+        kept['mmengine_version'] = without_commit(kept['mmengine_version'])
     return {**kept, 'cfg': config, 'cvt_dense_version': version}
 
 

@@ -64,6 +64,7 @@ def _register(mmengine: Any) -> None:
         'engine.resume',
         'engine.resume_notes',
         'engine.workers',
+        'visualization.backends',
         'visualization.hooks',
     ):
         import_module(f'{__name__}.{module}')

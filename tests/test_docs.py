@@ -119,7 +119,11 @@ def test_a_projects_config_takes_the_backbone(path: str, block: str, tmp_path: P
 
 
 #: Pages whose blocks other tests run, on trained models.
-RUN_ELSEWHERE = {'prediction': 'tests/tools/test_predict.py', 'export': 'tests/tools/test_export.py'}
+RUN_ELSEWHERE = {
+    'prediction': 'tests/tools/test_predict.py',
+    'export': 'tests/tools/test_export.py',
+    'publishing': 'tests/tools/test_publish_model.py',
+}
 PYTHON_BLOCKS = [
     pytest.param(path, block, id=f'{path.stem}-{number}')
     for path in documents.PAGES

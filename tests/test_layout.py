@@ -16,6 +16,7 @@ PACKAGE = ROOT / 'cvt_dense'
 #: From top to bottom: a package imports from itself and from those below it.
 FLOORS = (
     'apis',
+    'publishing',
     'engine',
     'backbones',
     'analysis',

@@ -44,7 +44,7 @@ SMALL_SEGMENTATION = [
     'default_hooks.logger.interval=1',
     'randomness.seed=0',
 ]
-FLAGS = ['--amp', '--ema', '--auto-scale-lr', '--tensorboard']
+FLAGS = ['--amp', '--ema', '--auto-scale-lr', '--log-to', 'tensorboard']
 
 Tool = Callable[..., CompletedProcess[str]]
 

@@ -97,7 +97,7 @@ def assert_fails(ranks: Ranks, line: str) -> None:
 
 def test_segmentation_with_every_flag(start: Start, tmp_path: Path) -> None:
     """Training, evaluation, and training on from what that left, each by the config that the run before has kept."""
-    work_dir, flags = tmp_path / 'run', ['--amp', '--ema', '--auto-scale-lr', '--tensorboard']
+    work_dir, flags = tmp_path / 'run', ['--amp', '--ema', '--auto-scale-lr', '--log-to', 'tensorboard']
     options = [*SEGMENTATION, 'auto_scale_lr.base_batch_size=16']
     assert_ends(start('train.py', UPERNET, '--work-dir', work_dir, *flags, options=options), 0, 0)
     kept = work_dir / UPERNET.name

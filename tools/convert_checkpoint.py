@@ -23,13 +23,21 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from timm.layers import QuickGELU
 from torch import Tensor
 
 from cvt_dense import cli
 from cvt_dense.checkpoints import load_pretrained, read_checkpoint
+from cvt_dense.checkpoints.conversion import (
+    TIMM_SETTINGS,
+    TOLERANCE,
+    difference,
+    kept_for,
+    last_map,
+    random_image,
+    write,
+)
 from cvt_dense.checkpoints.families import Family, recognised
 from cvt_dense.checkpoints.formats import StateDict, to_trunk, unwrap
 from cvt_dense.checkpoints.load import check_complete
@@ -37,15 +45,10 @@ from cvt_dense.checkpoints.published import find_published
 from cvt_dense.checkpoints.transformers_config import transformers_config
 from cvt_dense.errors import CheckpointError, UserError
 from cvt_dense.models.cvt.arch import ARCHS
-from cvt_dense.models.trunk import Trunk
 
 TARGETS = {'official': 'official', 'hf': 'transformers', 'timm': 'timm'}
 SUFFIXES = ('.safetensors', '.pth', '.bin')
-#: What timm's models call the settings of a trunk.
-TIMM_SETTINGS = {'in_channels': 'in_chans', 'pretrain_size': 'img_size'}
-IMAGE_SIZE = (65, 98)  # odd, and with maps of different sides: a transposed weight would show
-TOLERANCE = 1e-4  # of the largest value: another implementation, and another order of sums
-HALF_TOLERANCE = 2e-2
+HALF_TOLERANCE = 2e-2  # of the largest value
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,26 +69,6 @@ def parse_args() -> argparse.Namespace:
 def to_half(tensors: StateDict) -> StateDict:
     """Round floating-point tensors to half precision."""
     return {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
-
-
-def kept_for(target: str, family: Family, tensors: StateDict) -> StateDict:
-    """The tensors, under the trunk's names, that models of a format have.
-
-    Output norms and the embedding of a map beyond the last stage are a detector's own.
-    """
-    if target == 'official':
-        return tensors
-    return {
-        key: tensor for key, tensor in tensors.items() if family.stage_of(key) is not None or key.startswith(family.top)
-    }
-
-
-def write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict."""
-    if path.suffix == '.safetensors':
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {'format': 'pt'})
-    else:
-        torch.save(dict(tensors), path)
 
 
 def write_folder(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
@@ -182,20 +165,10 @@ def verify(source: StateDict, family: Family, variant: str | None, path: Path, t
         got = OUTPUTS[target](variant, family.settings_like(variant, source), path, image)
     trunk.load_state_dict({key: tensor for key, tensor in source.items() if key in trunk.state_dict()}, strict=False)
     expected = last_map(trunk, image)
-    difference = float((got - expected).abs().max() / expected.abs().max())
-    if not difference <= tolerance:
-        raise CheckpointError(f'conversion to the {target} format changed the outputs by {difference:.1e}')
-    return f'ran {variant} on an image before and after: off by {difference:.1e} of the largest value'
-
-
-def random_image(channels: int) -> Tensor:
-    return torch.randn(1, channels, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
-
-
-def last_map(trunk: Trunk, image: Tensor) -> Tensor:
-    """The last map that a trunk makes of an image."""
-    _, outputs = trunk.compute(image, None)
-    return outputs[-1].maps[0]
+    off = difference(got, expected)
+    if not off <= tolerance:
+        raise CheckpointError(f'conversion to the {target} format changed the outputs by {off:.1e}')
+    return f'ran {variant} on an image before and after: off by {off:.1e} of the largest value'
 
 
 def timm_output(variant: str, settings: Mapping[str, int], path: Path, image: Tensor) -> Tensor:

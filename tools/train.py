@@ -19,6 +19,7 @@ cli.need('mmengine', 'mmcv')  # before the imports that would end in a stack tra
 
 from cvt_dense.engine import launch, options
 from cvt_dense.engine.command import command
+from cvt_dense.engine.log_to import BACKENDS, log_to
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +30,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--ema', action='store_true', help='evaluate an exponential moving average of the weights')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
-    parser.add_argument('--tensorboard', action='store_true', help='log to TensorBoard too: scalars and pictures')
+    parser.add_argument(
+        '--log-to',
+        nargs='+',
+        choices=list(BACKENDS),
+        default=[],
+        metavar='NAME',
+        help=f'log scalars and pictures there too: {", ".join(BACKENDS)}',
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -50,8 +58,8 @@ def main() -> None:
         options.enable_ema(cfg)
     if args.auto_scale_lr:
         options.enable_auto_scale_lr(cfg)
-    if args.tensorboard:
-        options.log_to_tensorboard(cfg)
+    if args.log_to:
+        log_to(cfg, args.log_to)
     command.remember(cfg)
     launch.train(cfg, args.resume)
 

@@ -133,4 +133,5 @@ def _shapes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def name_of(model: nn.Module) -> str:
     """The name that timm has for a model, with that of its published weights; that of its class if timm has none."""
     cfg = getattr(model, 'pretrained_cfg', None)
-    return f'{cfg["architecture"]}.{cfg["tag"]}'.rstrip('.') if cfg else type(model).__name__
+    # The config of a folder, or of a repository on the Hub, has no tag.
+    return f'{cfg["architecture"]}.{cfg.get("tag") or ""}'.rstrip('.') if cfg else type(model).__name__

@@ -12,6 +12,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
+from torch import Tensor
 
 from ..checkpoints.files import read
 from .interruption import INTERRUPTED
@@ -139,7 +140,7 @@ def read_ahead(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def read_checkpoint(filename: str, map_location: Any = None) -> Mapping[str, Any]:
-    """Read a checkpoint that mmengine wrote; what was read ahead is handed over and forgotten.
+    """Read a checkpoint as mmengine writes it; what was read ahead is handed over and forgotten.
 
     Args:
         filename: A local file.
@@ -150,7 +151,11 @@ def read_checkpoint(filename: str, map_location: Any = None) -> Mapping[str, Any
         CheckpointError: If there is no such file, or it is damaged, or it holds more than mmengine writes.
     """
     content = _read_ahead.pop(_key(filename), None)
-    return read(Path(filename).expanduser()) if content is None else content
+    if content is None:
+        content = read(Path(filename).expanduser())
+    # Of weights alone, such as a .safetensors file's, hooks expect what is around them otherwise.
+    is_bare = all(isinstance(value, Tensor) for value in content.values())
+    return dict(meta={}, state_dict=content) if is_bare else content
 
 
 def _key(path: str | os.PathLike[str]) -> tuple[str, int, int] | None:

@@ -32,6 +32,7 @@ from .devices import hide_gpu_without_operators, prepare_launcher, use_batchnorm
 from .failures import cannot_be_built, in_one_line, lost_process
 from .faults import schedule_faults, silent_faults, statistics_faults
 from .interruption import Interrupted, InterruptionHook, signals
+from .log_to import continue_logs, leave_out_logs
 from .overview import overview
 from .processes import is_first, leave
 from .resume import make_resumable
@@ -148,6 +149,7 @@ def train(cfg: Config, resume: str | None = None) -> None:
         start = find_start(cfg, resume)
         if start.path is None and is_first(cfg.launcher):
             faults += statistics_faults(cfg)
+        continue_logs(cfg, start)
         make_output_folders(cfg, splits)
         runner = build_runner(cfg, asked)
         for fault in faults:
@@ -179,6 +181,8 @@ def test(cfg: Config, checkpoint: str, asked: Config | None = None) -> None:  # 
     check_data(cfg, ('test',))
     use_batchnorm_without_gpu(cfg)
     make_output_folders(cfg, ('test',))
+    asked = asked or copy.deepcopy(cfg)
+    leave_out_logs(cfg)
     runner = build_runner(cfg, asked)
     with in_the_file_only(runner.logger):
         build_data(runner, ('test',))

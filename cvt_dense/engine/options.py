@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -60,27 +58,6 @@ def enable_amp(cfg: Config) -> None:
     else:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
     add_hook(cfg, 'Float32OperatorsHook')
-
-
-def log_to_tensorboard(cfg: Config) -> None:
-    """Let a run write its scalars and pictures for TensorBoard too, and say where.
-
-    Raises:
-        UserError: If tensorboard is not installed.
-    """
-    if find_spec('tensorboard') is None:
-        raise UserError('--tensorboard needs a package that is not installed: pip install tensorboard')
-    default = ConfigDict(type='Visualizer', vis_backends=[ConfigDict(type='LocalVisBackend')])
-    cfg.visualizer = cfg.get('visualizer') or default
-    backends = list(cfg.visualizer.get('vis_backends') or [])
-    if not any(type_name(backend) == 'TensorboardVisBackend' for backend in backends):
-        cfg.visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
-    # Else AP is drawn by the epoch, over the losses' iterations.
-    cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
-    hooks = cfg.default_hooks
-    if type_name(hooks.setdefault('logger', ConfigDict(type='LoggerHook'))) == 'LoggerHook':
-        hooks.logger.setdefault('log_metric_by_epoch', False)
-    print(f'events go to {cfg.work_dir}/*/vis_data: tensorboard --logdir {cfg.work_dir}', file=sys.stderr)
 
 
 def enable_ema(cfg: Config) -> None:

@@ -62,7 +62,7 @@ def find_start(cfg: Config, resume: str | None) -> Start:
     if checkpoint is None and cfg.get('resume'):
         checkpoint = cfg.get('load_from') or 'auto'
     if checkpoint == 'auto':
-        checkpoint = _newest_checkpoint(Path(cfg.work_dir))
+        checkpoint = newest_checkpoint(Path(cfg.work_dir))
         if checkpoint is None:
             otherwise = f'starting from {cfg.load_from}' if cfg.get('load_from') else 'starting from scratch'
             print(f'nothing to resume in {cfg.work_dir}: {otherwise}', file=sys.stderr)
@@ -108,7 +108,7 @@ def _drop_init_cfg(model: Any) -> None:
         model['backbone']['init_cfg'] = None
 
 
-def _newest_checkpoint(work_dir: Path) -> str | None:
+def newest_checkpoint(work_dir: Path) -> str | None:
     """The newest whole checkpoint of a work directory, ``None`` if there never was one.
 
     mmengine notes the newest one in a file of its own. A run that was killed between the two writes, or a folder that
@@ -164,7 +164,7 @@ def _check_content(
             f"checkpoint {path} has no '{lacking}', so no run can go on from it; a new one can start from its weights: "
             f'--cfg-options load_from={path}'
         )
-    tensors = _tensors(content)
+    tensors = tensors_of(content)
     expected = {name: t for name, t in model.state_dict().items() if whole or 'backbone' in name.split('.')}
     mismatch = compare(tensors, expected)
     problems = (
@@ -178,7 +178,7 @@ def _check_content(
             raise UserError(f'checkpoint {path} does not fit this config: it {what} {found[0]}{more}')
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, Any]:
+def tensors_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """The weights in a checkpoint, by names without what distributed training puts before them, as mmengine does."""
     return {name.removeprefix('module.'): tensor for name, tensor in content.get('state_dict', content).items()}
 
@@ -196,7 +196,7 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
     content = read_checkpoint(path)
     _check_content(model, content, path)
     # Only surplus tensors remain: nothing is missing, which was checked above.
-    unused = model.load_state_dict(_tensors(content), strict=False).unexpected_keys
+    unused = model.load_state_dict(tensors_of(content), strict=False).unexpected_keys
     if unused:
         print(f'note: {len(unused)} tensors of {path} are not in the model and unused: {unused[0]}, …', file=sys.stderr)
     return content

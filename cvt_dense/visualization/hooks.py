@@ -170,7 +170,8 @@ def _draw_sample(runner: Runner, sample: BaseDataElement, painter: Painter) -> N
             continue
         # MLflow has files in the place of steps.
         shown_as = path if isinstance(backend, MLflowVisBackend) else f'samples/{name}'
-        backend.add_image(shown_as, picture[..., ::-1], runner.iter)
+        with _warning_of_failure(f'a sample for {type(backend).__name__}', runner.logger):  # the others get theirs
+            backend.add_image(shown_as, picture[..., ::-1], runner.iter)
 
 
 def _progress(runner: Runner) -> tuple[str, int]:

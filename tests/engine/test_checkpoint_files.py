@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.runner import CheckpointLoader, Runner
+from safetensors.torch import save_file
 from small_regression import config
 
 from cvt_dense.engine import checkpoint_files, load_checkpoints_safely, make_resumable, run_checkpoints
@@ -69,3 +70,9 @@ def test_a_resume_reads_its_checkpoint_once(tmp_path: Path, reads: list[str], mo
     assert runner.seed == 3
     assert reads == ['iter_6.pth']
     assert checkpoint_files._read_ahead == {}
+
+
+def test_weights_alone_are_read_as_a_checkpoint_of_them(tmp_path: Path) -> None:
+    """Which is what hooks expect, that of averaged weights for one."""
+    save_file({'linear.bias': torch.ones(1)}, tmp_path / 'a.safetensors')
+    assert read_checkpoint(str(tmp_path / 'a.safetensors')) == dict(meta={}, state_dict={'linear.bias': torch.ones(1)})

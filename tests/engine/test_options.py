@@ -76,48 +76,6 @@ def test_without_a_batch_size_the_rate_cannot_be_scaled(settings: dict[str, Any]
         options.enable_auto_scale_lr(Config(settings))
 
 
-@pytest.mark.parametrize('settings', [dict(), dict(visualizer=dict(type='Visualizer'))])
-def test_tensorboard_is_logged_to_beside_what_is_logged_to_anyway(
-    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = Config(dict(work_dir='runs/a', **settings))
-    for _ in range(2):  # the second time it is there already
-        options.log_to_tensorboard(cfg)
-    before = ['LocalVisBackend'] if not settings else []
-    assert [backend.type for backend in cfg.visualizer.vis_backends] == [*before, 'TensorboardVisBackend']
-    assert 'tensorboard --logdir runs/a' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ('hooks', 'expected'),
-    [
-        (None, dict(type='LoggerHook', log_metric_by_epoch=False)),
-        (
-            dict(logger=dict(type='LoggerHook', interval=5)),
-            dict(type='LoggerHook', interval=5, log_metric_by_epoch=False),
-        ),
-        (
-            dict(logger=dict(type='LoggerHook', log_metric_by_epoch=True)),
-            dict(type='LoggerHook', log_metric_by_epoch=True),
-        ),
-        (dict(logger=dict(type='MyLogger')), dict(type='MyLogger')),
-        (dict(logger=None), None),
-    ],
-)
-def test_in_tensorboard_metrics_go_by_the_iteration_unless_the_config_says_otherwise(
-    hooks: dict[str, Any] | None, expected: dict[str, Any] | None
-) -> None:
-    cfg = Config(dict(work_dir='runs/a') | ({} if hooks is None else dict(default_hooks=hooks)))
-    options.log_to_tensorboard(cfg)
-    assert cfg.default_hooks.logger == expected
-
-
-def test_without_tensorboard_its_flag_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r'pip install tensorboard$'):
-        options.log_to_tensorboard(Config(dict(work_dir='runs/a')))
-
-
 def evaluation(scope: str, evaluator: Any) -> Config:
     hooks = dict(visualization=dict(type='VisualizationHook'))
     visualizer = dict(type='LocalVisualizer')

@@ -62,7 +62,9 @@ def assert_watched(work_dir: Path, step: str, names: list[str], iterations: int)
     with Image.open(work_dir / 'curves.png') as curves:
         assert curves.width > 1000
     assert sorted(path.stem for path in (work_dir / 'samples' / step).iterdir()) == names
-    events = EventAccumulator(str(max(work_dir.glob('2*')) / 'vis_data')).Reload()
+    (folder,) = {path.parent for path in work_dir.glob('*/vis_data/events.*')}  # of the resumed run, too
+    events = EventAccumulator(str(folder)).Reload()
+    assert [found.step for found in events.Scalars('loss')] == steps
     assert {f'samples/{name}' for name in names} == set(events.Tags()['images'])
     (metric,) = {'coco/bbox_mAP', 'mIoU'} & set(events.Tags()['scalars'])
     shown = [events.Scalars('loss'), events.Scalars(metric), *(events.Images(f'samples/{name}') for name in names)]
@@ -126,7 +128,7 @@ def test_a_detector_trains_is_killed_resumes_and_is_tested(data: Path, official:
     work_dir = tmp_path / 'run'
     options = [*SMALL_DETECTION, f'model.backbone.init_cfg.checkpoint={official}', 'train_cfg.max_epochs=2']
     options += ['default_hooks.samples.interval=1']
-    arguments = [MASK_RCNN, '--work-dir', str(work_dir), '--tensorboard', '--cfg-options', *options]
+    arguments = [MASK_RCNN, '--work-dir', str(work_dir), '--log-to', 'tensorboard', '--cfg-options', *options]
     kill_after_first_checkpoint(work_dir, 'epoch_1.pth', arguments, env)
     assert_comes_soon('Epoch(train)', work_dir.with_suffix('.log').read_text())
     assert 'loaded 455 tensors of the trunk' in work_dir.with_suffix('.log').read_text()
@@ -163,7 +165,7 @@ def test_a_segmentor_trains_is_killed_resumes_and_is_tested(data: Path, official
     work_dir = tmp_path / 'run'
     options = [*SMALL_SEGMENTATION, f'model.backbone.init_cfg.checkpoint={official}', 'train_cfg.max_iters=3']
     options += ['train_cfg.val_interval=3']
-    arguments = [UPERNET, '--work-dir', str(work_dir), '--tensorboard', '--cfg-options', *options]
+    arguments = [UPERNET, '--work-dir', str(work_dir), '--log-to', 'tensorboard', '--cfg-options', *options]
     kill_after_first_checkpoint(work_dir, 'iter_1.pth', arguments, env)
     assert_comes_soon('Iter(train)', work_dir.with_suffix('.log').read_text())
 

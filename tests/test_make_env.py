@@ -219,7 +219,7 @@ def test_settings_of_pip_are_meant_for_uv_too(machine: Machine) -> None:
     machine.make(PIP_CONFIG=f":env:.index-url='https://e/s'\n{config}", SSL_CERT_FILE='/u.pem')
     assert '[https://e/s||/u.pem|0|]' in machine.asked
     machine.make('lock', PIP_CONFIG=config)
-    assert machine.asked.count('[https://i/s||/c.pem||unset]') == 2
+    assert machine.asked.count('[https://i/s||/c.pem||unset]') == 3
 
 
 def add_gpu(machine: Machine, nvcc: str) -> None:
@@ -255,6 +255,13 @@ def test_a_toolkit_that_does_not_fit_torch(machine: Machine, stack: str, fits: s
     assert re.fullmatch('error: FORCE_CUDA=1, but nvcc is of .*\n', result.stderr)
 
 
+def test_packages_of_clients_move_no_pin() -> None:
+    pins = [
+        set((ROOT / 'requirements' / f'{stack}.txt').read_text().splitlines()[2:]) for stack in ('onedl', 'clients')
+    ]
+    assert pins[0] < pins[1]
+
+
 def test_every_package_is_pinned() -> None:
     for file in (ROOT / 'requirements').glob('*.txt'):
         names = []
@@ -265,6 +272,6 @@ def test_every_package_is_pinned() -> None:
             if "sys_platform == 'never'" not in line:  # what uv.toml says is not wanted
                 names.append(line.split('==')[0])
         # None of the fork's packages beside upstream's: they unpack into the same folders, as the two of OpenCV do.
-        assert ('onedl-mmcv' in names) == (file.stem == 'onedl')
+        assert ('onedl-mmcv' in names) == (file.stem in ('onedl', 'clients'))
         assert ('mmcv' in names) == (file.stem == 'openmmlab')
         assert 'opencv-python' not in names

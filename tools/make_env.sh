@@ -50,10 +50,13 @@ unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER
 
 if [ "$stack" = lock ]; then
     take_pip_settings
-    for stack in onedl openmmlab; do
+    lock() {  # STACK TOOLKITS [OPTION…]
         "$venv/bin/uv" pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-annotate \
-            --extra dev --extra "$stack" pyproject.toml "requirements/$stack.in" -o "requirements/$stack.txt" "${@:4}"
-    done
+            --extra dev --extra "$2" pyproject.toml "requirements/$1.in" -o "requirements/$1.txt" "${@:3}"
+    }
+    lock onedl onedl "${@:4}"
+    lock openmmlab openmmlab "${@:4}"
+    lock clients onedl --constraints requirements/onedl.txt "${@:4}"
     exit
 fi
 

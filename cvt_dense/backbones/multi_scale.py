@@ -15,7 +15,7 @@ from ..models.canvas import ImageSizes, convolved_size, lay_out
 from ..models.embed import EMBED_NORM_EPS, ConvEmbed
 from ..models.norms import keeps_statistics
 from ..models.settings import boolean, is_integer, is_sequence, shown
-from ..models.tokens import tokens_to_map
+from ..models.tokens import Size, tokens_to_map
 from ..registry import type_name
 from .outputs import fresh, tied
 from .weights import InitCfg, check_init_cfg, read_init_cfg
@@ -178,13 +178,17 @@ class MultiScale:
         if images.places is None:
             return tuple(fresh(output) for output in self._outputs([parts[0] for parts in maps]))
         outputs_of_parts = [self._outputs(list(maps_of_part)) for maps_of_part in zip(*maps)]
+        return tuple(
+            lay_out([outputs[place] for outputs in outputs_of_parts], images.places, size)
+            for place, size in enumerate(self.output_sizes(x))
+        )
+
+    def output_sizes(self, x: torch.Tensor) -> list[Size]:
+        """``(H_i, W_i)`` of each map that is returned of ``(N, C, H, W)`` images."""
         sizes = self.map_sizes(x)
         if hasattr(self, 'downsample'):
             sizes.append(convolved_size(sizes[-1], self.downsample.proj))
-        return tuple(
-            lay_out([outputs[place] for outputs in outputs_of_parts], images.places, sizes[index])
-            for place, index in enumerate(self.out_indices)
-        )
+        return [sizes[index] for index in self.out_indices]
 
     def train(self, mode: bool = True) -> MultiScale:
         """Switch to training (or eval) mode; what is frozen stays in eval mode."""

@@ -51,7 +51,7 @@ class CvTClassifier(StagedModel):
         ValueError: If another setting is wrong; the message says which.
     """
 
-    family, num_stages = 'CvT', 3
+    family = 'CvT'
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class CMTClassifier(StagedModel):
         ValueError: If another setting is wrong; the message says which.
     """
 
-    family, num_stages = 'CMT', 4
+    family = 'CMT'
 
     def __init__(
         self,

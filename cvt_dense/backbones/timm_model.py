@@ -16,10 +16,13 @@ from ..checkpoints.published import PUBLISHED
 from ..checkpoints.sources import LOCAL_FOLDER, find_local
 from ..errors import CheckpointError, reason
 from ..models.arch import StagedArch
+from ..models.embed import ConvEmbed
 from ..models.images import check_images
 from ..models.settings import integer, is_number, shown
 from ..models.stages import run_stages
-from .timm_weights import FeatureMaps, LoadsAnyFormat, fitting, name_of
+from ..models.tokens import tokens_to_map
+from .timm_features import FeatureMaps, check_output_stride
+from .timm_weights import LoadsAnyFormat, fitting, name_of
 
 register_notrace_function(check_images)
 torch.fx.wrap('check_images')
@@ -30,12 +33,10 @@ class StagedModel(LoadsAnyFormat):
 
     Attributes:
         family: Its name.
-        num_stages: Of the published variants.
         min_size: Side of the smallest image, in pixels.
     """
 
     family: str
-    num_stages: int
 
     def set_up(
         self,
@@ -82,6 +83,21 @@ class StagedModel(LoadsAnyFormat):
             return nn.Identity().train(self.training)
         return nn.Linear(num_features, num_classes, device=like.device, dtype=like.dtype).train(self.training)
 
+    def add_map(self, stride: int) -> None:
+        """Add a map behind the last stage: a convolution with LayerNorm, as the trunk's embeddings are, and fresh.
+
+        Args:
+            stride: Of the convolution.
+        """
+        like, last = next(self.stages.parameters()), self.feature_info[-1]
+        embed = ConvEmbed(last['num_chs'], last['num_chs'], kernel_size=3, stride=stride, padding=1)
+        self.downsample = embed.to(like).train(self.training)
+        self.feature_info.append(last | dict(reduction=last['reduction'] * stride, module='downsample'))
+
+    def num_maps(self) -> int:
+        """How many maps the model has."""
+        return len(self.stages) + hasattr(self, 'downsample')
+
     def features_of(self, tokens: torch.Tensor, maps: list[torch.Tensor], norm: bool, is_last: bool) -> torch.Tensor:
         """What :meth:`forward_features` returns, of what the last stage computed.
 
@@ -110,7 +126,7 @@ class StagedModel(LoadsAnyFormat):
 
         Args:
             x: ``(N, in_chans, H, W)``, of any size from the family's smallest on, odd ones too.
-            indices: Stages to return; an int for the last so many, None for all.
+            indices: Maps to return, that of stage 0 first; an int for the last so many, None for all.
             norm: Put the final norm on the last stage's map, if there is one.
             stop_early: Leave out the stages after the last one returned.
             output_fmt: Only ``'NCHW'``.
@@ -121,19 +137,20 @@ class StagedModel(LoadsAnyFormat):
             :meth:`forward_features` returns (the last features computed, if stopped early).
         """
         assert output_fmt == 'NCHW', 'output_fmt must be NCHW'
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        take_indices, max_index = feature_take_indices(self.num_maps(), indices)
         check_images(x, self.in_chans, self.min_size, self.family)
         outputs = run_stages(self.stages[: max_index + 1] if stop_early else self.stages, [x])
         maps = [parts[0] for _, parts in outputs]
+        beyond = [tokens_to_map(*self.downsample(maps[-1]))] if max_index == len(self.stages) else []
         features = self.features_of(outputs[-1][0], maps, norm, len(outputs) == len(self.stages))
-        intermediates = [output.contiguous() for index, output in enumerate(maps) if index in take_indices]
+        intermediates = [output.contiguous() for index, output in enumerate(maps + beyond) if index in take_indices]
         return intermediates if intermediates_only else (features, intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove what the feature maps of some stages do not need; returns the stages kept for output."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        take_indices, max_index = feature_take_indices(self.num_maps(), indices)
         prune_end = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
         if prune_end:
@@ -171,7 +188,12 @@ def create_model(kind: type[StagedModel], variant: str, pretrained: bool, **kwar
 
     Raises:
         CheckpointError: If the weights are not found or do not fit.
+        ValueError: If a setting is wrong; the message says which.
     """
+    output_stride, features_only = kwargs.pop('output_stride', None), kwargs.get('features_only')
+    feature_cfg = dict(out_indices=None, feature_cls=FeatureMaps)
+    if features_only and output_stride is not None:
+        feature_cfg['output_stride'] = output_stride
     arch = variant.replace('_', '-')
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
     if pretrained and not overlay.keys() & {'file', 'url', 'hf_hub_id', 'state_dict'}:
@@ -183,13 +205,13 @@ def create_model(kind: type[StagedModel], variant: str, pretrained: bool, **kwar
         elif local:
             overlay['file'] = str(local)
     try:
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             kind,
             variant,
             pretrained,
-            pretrained_filter_fn=partial(checkpoint_filter_fn, top_is_used=not kwargs.get('features_only')),
+            pretrained_filter_fn=partial(checkpoint_filter_fn, top_is_used=not features_only),
             pretrained_cfg_overlay=overlay,
-            feature_cfg=dict(out_indices=tuple(range(kind.num_stages)), feature_cls=FeatureMaps),
+            feature_cfg=feature_cfg,
             **(dict(arch=arch) | kwargs),
         )
     except OSError as error:  # the Hub's errors, and those of a file that is not there
@@ -197,6 +219,9 @@ def create_model(kind: type[StagedModel], variant: str, pretrained: bool, **kwar
             f"weights of {variant} are not available ({reason(error)}). Without network, put the authors' files into a "
             f'folder and set {LOCAL_FOLDER}, or give one with pretrained_cfg_overlay=dict(file=PATH)'
         ) from error
+    if not features_only:
+        check_output_stride(output_stride, model.feature_info[-1]['reduction'], model.family)
+    return model
 
 
 def model_function(kind: type[StagedModel], name: str, arch: StagedArch) -> Callable[..., nn.Module]:

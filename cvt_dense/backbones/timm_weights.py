@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from ..checkpoints.families import FAMILIES
@@ -83,7 +82,7 @@ def _check_top(name: str, tensors: Mapping[str, torch.Tensor], top: Mapping[str,
                 name,
                 theirs,
             )
-    lost = [key for key in top if not key.startswith(('head.', 'norm.')) and key not in tensors]
+    lost = [key for key in top if not key.startswith(('head.', 'norm.', 'downsample.')) and key not in tensors]
     if any(not key.endswith('num_batches_tracked') for key in lost):
         raise CheckpointError(
             f'checkpoint for {name} holds no {lost[0]}, as a backbone out of a detector: load it with '
@@ -108,21 +107,6 @@ class LoadsAnyFormat(nn.Module):
         """
         if strict and _shapes(state_dict) != _shapes(self.state_dict()):
             state_dict = fitting(state_dict, self, name_of(self))
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-
-class FeatureMaps(FeatureGetterNet):
-    """timm's wrapper for feature maps, which takes the file of a whole model as the model itself does."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; a strict one takes the names of the model that is wrapped, and those of other formats.
-
-        Raises:
-            CheckpointError: As :func:`fitting` does.
-        """
-        if strict and not any(key.startswith('model.') for key in state_dict):
-            tensors = fitting(state_dict, self.model, name_of(self.model))
-            state_dict = {f'model.{key}': tensor for key, tensor in tensors.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 

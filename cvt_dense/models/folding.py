@@ -2,6 +2,9 @@
 
 It is a scale and a shift of each channel then, which go into the convolution's weights as they are used: one pass over
 the map instead of two, in training too.
+
+Not in a graph of torch.fx: to its tracer buffers are constants, and the graph would compute with the statistics of the
+moment of the trace, whatever is trained or loaded afterwards. There the layers are called.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ Affine = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias of a convol
 
 def convolved_and_normalised(conv: nn.Module, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """``norm(conv(x))``, in one pass if :func:`~cvt_dense.models.plain.is_foldable` says so."""
-    if is_foldable(conv, norm) and not _is_traced(conv, x):
+    if not isinstance(x, torch.fx.Proxy) and is_foldable(conv, norm):
         return _convolve(conv, _followed_by(norm, (conv.weight, conv.bias)), x)
     return norm(conv(x))
 
@@ -30,14 +33,9 @@ def normalised_and_convolved(
     Returns:
         None if they cannot be computed so, as :mod:`~cvt_dense.models.plain` says.
     """
-    if _is_traced(conv, x) or not (is_foldable_before(first, conv) and is_foldable(conv, last)):
+    if isinstance(x, torch.fx.Proxy) or not (is_foldable_before(first, conv) and is_foldable(conv, last)):
         return None
     return _convolve(conv, _followed_by(last, _after(first, (conv.weight, conv.bias))), x)
-
-
-def _is_traced(conv: nn.Module, x: torch.Tensor) -> bool:
-    """Whether torch.fx traces a convolution with a bias: to torch.jit, which may read the trace, it may be None."""
-    return isinstance(x, torch.fx.Proxy) and conv.bias is not None
 
 
 def _followed_by(norm: nn.Module, affine: Affine) -> Affine:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from paths import ROOT
 
@@ -33,6 +35,26 @@ STUBS = ''.join(f'{name}() {{ printf "%s\\x1f" {name} "$@"; printf "\\x1e"; }} >
 def blocks(path: Path, language: str) -> list[str]:
     """The fenced blocks of a language in a page."""
     return re.findall(rf'^ *```{language}\n(.*?)^ *```', path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run_block(page: str, title: str, replaced: Mapping[str, str]) -> dict[str, Any]:
+    """Run the one Python block that a page has below a heading of the second level.
+
+    Args:
+        page: Its name.
+        title: The heading.
+        replaced: Texts in the block, and what stands for them.
+
+    Returns:
+        The names that the block leaves behind.
+    """
+    text = (ROOT / 'docs' / f'{page}.md').read_text().partition(f'\n## {title}\n')[2].partition('\n## ')[0]
+    (block,) = re.findall(r'^```python\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+    for old, new in replaced.items():
+        block = block.replace(old, new)
+    names: dict[str, Any] = {}
+    exec(compile(block, f'{page}.md: {title}', 'exec'), names)
+    return names
 
 
 def scripts(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from .errors import UserError, of_file, reason
+from .signals import Interrupted, signals
 
 #: What to install for a module of another name; two stacks bring the same modules: the maintained fork and upstream.
 _PACKAGES = {
@@ -22,6 +23,8 @@ _PACKAGES = {
     'mmdet': 'onedl-mmdetection, or upstream mmdet',
     'mmseg': 'onedl-mmsegmentation, or upstream mmsegmentation',
     'skimage': 'scikit-image',
+    'gradio': "'gradio>=6.29'",
+    'cv2': 'opencv-python-headless',
 }
 
 
@@ -87,6 +90,16 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     sys.exit(0)
+
+
+def run_and_note_signals(main: Callable[[], None]) -> NoReturn:
+    """As :func:`run`, for a tool that looks at :mod:`cvt_dense.signals` and stops where nothing is half done."""
+    signals.listen()
+    try:
+        run(main)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
 
 
 #: Seconds in which another signal is the same one again: timeout(1) sends it to the process, and to all of its group.

@@ -118,10 +118,11 @@ def test_a_projects_config_takes_the_backbone(path: str, block: str, tmp_path: P
             assert model.auxiliary_head(features).shape == (1, 150, 4, 6)
 
 
-#: Pages whose blocks other tests run, on trained models.
+#: Pages whose blocks other tests run, on trained models or with other packages.
 RUN_ELSEWHERE = {
     'prediction': 'tests/tools/test_predict.py',
     'export': 'tests/tools/test_export.py',
+    'integrations': 'tests/test_integrations.py',
     'publishing': 'tests/tools/test_publish_model.py',
 }
 PYTHON_BLOCKS = [
@@ -182,6 +183,8 @@ def check_tool(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch)
     """Check whether a tool takes arguments, and whether the config that they name takes their overrides."""
     given = parse(tool, arguments, monkeypatch)
     configs = getattr(given, 'config', None) or getattr(given, 'configs', None) or []
+    if tool == 'tools/predict.py' and given and given.model.endswith('.py'):
+        configs = given.model
     for config in [configs] if isinstance(configs, str) else configs:
         if config in PLACEHOLDERS:
             config = 'configs/maskrcnn_cvt13_fpn_coco.py'

@@ -25,6 +25,8 @@ FLOORS = (
     'visualization',
     'models',
     'cli',
+    'signals',
+    'files',
     'registry',
     'errors',
     'version',
@@ -44,7 +46,11 @@ CHECKPOINTS_KNOW = {
 }
 TOOLKITS = {'mmengine', 'mmcv', 'mmdet', 'mmseg'}
 #: Packages, and modules of packages, that import no toolkit.
-WITHOUT_TOOLKITS = ('models', 'errors', 'registry', 'cli', 'backbones.timm', 'backbones.weights', 'analysis.flops')
+WITHOUT_TOOLKITS = (
+    *('models', 'errors', 'registry', 'cli', 'signals', 'files'),
+    *('backbones.timm', 'backbones.weights', 'analysis.flops', 'datasets.decoding'),
+    *(f'apis.{name}' for name in ('file_predictor', 'inputs', 'items', 'metadata', 'output', 'run', 'runtimes')),
+)
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

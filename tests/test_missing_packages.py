@@ -90,7 +90,7 @@ sys.path.insert(0, 'tools')
 
 def test_without_mmengine_each_tool_works_or_says_what_it_needs() -> None:
     code = """
-for name in ('train', 'test', 'predict', 'demo', 'count_flops', 'publish_model'):
+for name in ('train', 'test', 'predict', 'demo', 'count_flops', 'publish_model', 'app'):
     tool(name)
 tool('convert_checkpoint', '--help')
 tool('validate_imagenet', '--help')
@@ -99,7 +99,7 @@ tool('make_shapes', '--help')
 """
     out, error = run(TOOLS + code, *TOOLKITS)
     need = 'error: mmengine is not installed: pip install onedl-mmengine, or upstream mmengine (see docs/install.md)'
-    for name in ('train', 'test', 'predict', 'demo', 'count_flops', 'publish_model'):
+    for name in ('train', 'test', 'predict', 'demo', 'count_flops', 'publish_model', 'app'):
         assert f'{name}: 2: {need}\n' in out
     for name in ('convert_checkpoint', 'validate_imagenet', 'benchmark', 'make_shapes'):
         assert f'{name}: 0: \n' in out  # they get as far as their arguments
@@ -157,3 +157,8 @@ with torch.no_grad():
 def test_without_matplotlib_the_benchmark_says_so() -> None:
     out, _ = run(TOOLS + "tool('benchmark', '--help')", 'matplotlib')
     assert out == 'benchmark: 2: error: matplotlib is not installed: pip install matplotlib (see docs/install.md)\n'
+
+
+def test_without_gradio_the_page_says_so() -> None:
+    out, _ = run(TOOLS + "tool('app', 'CONFIG', 'CHECKPOINT')", 'gradio')
+    assert out == "app: 2: error: gradio is not installed: pip install 'gradio>=6.29' (see docs/install.md)\n"

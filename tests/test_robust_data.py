@@ -560,7 +560,7 @@ def test_an_image_that_is_turned_has_to_be_turned_in_its_annotations_too(detect:
 
 
 def test_a_jpeg_that_is_cut_off_is_seen_whatever_the_decoder_says() -> None:
-    from cvt_dense.datasets.reading import is_cut_jpeg
+    from cvt_dense.datasets.decoding import is_cut_jpeg
 
     whole = saved(picture(), 'JPEG')
     assert not is_cut_jpeg(whole)

@@ -37,12 +37,13 @@ from cvt_dense.checkpoints.unpickling import mmengine_types
 from cvt_dense.datasets.shapes_files import make_dataset
 from cvt_dense.engine import launch, resume_notes
 from cvt_dense.engine.divergence import StopWhenDivergedHook, first_invalid
-from cvt_dense.engine.interruption import INTERRUPTED, Interrupted, Signals, signals
+from cvt_dense.engine.interruption import INTERRUPTED
 from cvt_dense.engine.resume import make_resumable
 from cvt_dense.engine.run_checkpoints import Start, start_from
 from cvt_dense.engine.work_dir import claimed
 from cvt_dense.engine.workers import init_worker
 from cvt_dense.errors import UserError
+from cvt_dense.signals import Interrupted, Signals, signals
 
 UPERNET = ROOT / 'configs/upernet_cvttiny_shapes.py'
 ENDLESS = ['train_cfg.max_iters=100000', 'default_hooks.logger.interval=1', 'model.data_preprocessor.size=(64,64)']

@@ -30,8 +30,8 @@ from cvt_dense.datasets.shapes_files import make_dataset
 from cvt_dense.engine import launch
 from cvt_dense.engine.config import load_config
 from cvt_dense.engine.devices import hide_gpu_without_operators
-from cvt_dense.engine.interruption import Interrupted
 from cvt_dense.errors import UserError
+from cvt_dense.signals import Interrupted
 from cvt_dense.visualization.curves import last_metric, read_history
 from cvt_dense.visualization.painter import SCORE_THRESHOLD
 

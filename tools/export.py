@@ -1,10 +1,11 @@
-"""Export a trained model, or a part of it, to ONNX, torch.export or TorchScript, for any number and size of images.
+"""Export a trained model, or a part of it, to ONNX, OpenVINO, torch.export or TorchScript.
 
-The ending of the file says the format: .onnx, .pt2 (torch.export) or .pt (TorchScript). The file is compared with
-PyTorch at three sizes before it is kept.
+The ending of the file says the format: .onnx, .xml (OpenVINO), .pt2 (torch.export) or .pt (TorchScript). The file takes
+any number and size of images, and is compared with PyTorch at three sizes before it is kept.
 
 Example:
     python tools/export.py configs/upernet_cvt13_ade20k.py iter_160000.pth --out model.onnx
+    python tools/export.py configs/maskrcnn_cvt13_fpn_coco.py epoch_12.pth --out detector.onnx
     python tools/export.py configs/maskrcnn_cvt13_fpn_coco.py epoch_12.pth --part neck --out features.onnx
 """
 
@@ -23,6 +24,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from torch import nn
 
+from cvt_dense.apis.describe import describe
 from cvt_dense.apis.export import Exportable, export
 from cvt_dense.engine import launch
 from cvt_dense.engine.config import load_config
@@ -37,12 +39,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'checkpoint', nargs='?', help='checkpoint that training wrote (default: the backbone as training starts)'
     )
-    parser.add_argument('--out', required=True, type=Path, metavar='FILE', help='.onnx, .pt2 or .pt file to write')
+    parser.add_argument('--out', required=True, type=Path, metavar='FILE', help='.onnx, .xml, .pt2 or .pt file')
     parser.add_argument(
         '--part',
-        choices=['backbone', 'neck', 'segmentor'],
-        default='segmentor',
-        help='export the backbone, the backbone with the neck, or a whole segmentor (default)',
+        choices=['backbone', 'neck', 'model'],
+        default='model',
+        help='export the backbone, the backbone with the neck, or the whole segmentor or detector (default)',
+    )
+    parser.add_argument(
+        '--opset',
+        type=int,
+        help='of ONNX (default: 23 if the installed ONNX Runtime has all operators of it that are needed, else 20)',
     )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
     return parser.parse_args()
@@ -64,7 +71,7 @@ def build(cfg: Config, checkpoint: str | None) -> nn.Module:
 
 
 def select(cfg: Config, model: nn.Module, part: str) -> Exportable:
-    """The part of a model that is to be exported.
+    """The part of a model that is to be exported, or a whole segmentor.
 
     Raises:
         UserError: If the model has no such part.
@@ -78,11 +85,6 @@ def select(cfg: Config, model: nn.Module, part: str) -> Exportable:
         if neck is None:
             raise UserError(f'{type(model).__name__} has no neck: --part backbone')
         return Exportable(model.backbone, neck, **normalization)
-    if cfg.default_scope == 'mmdet':
-        raise UserError(
-            f'a whole {type(model).__name__} is not exported: take --part neck, or --part backbone, and see '
-            'docs/export.md for the rest of it'
-        )
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead  # which detection can do without
 
     head = getattr(model, 'decode_head', None)
@@ -98,10 +100,19 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options)
     hide_gpu_without_operators(cfg)
     torch.manual_seed(0)
-    export(select(cfg, build(cfg, args.checkpoint), args.part), args.out)
+    model = build(cfg, args.checkpoint)
+    metadata = describe(cfg, model, args.part)
+    is_detector = args.part == 'model' and cfg.default_scope == 'mmdet'
+    if is_detector:
+        from cvt_dense.apis.detectors import export_detector  # which segmentation can do without
+
+        export_detector(model, args.out, metadata, args.opset)
+    else:
+        export(select(cfg, model, args.part), args.out, metadata, args.opset)
     swapped = cfg.model.get('data_preprocessor', {}).get('bgr_to_rgb', False)
-    print(f'{args.out}: takes float32 {"RGB" if swapped else "BGR"} images, (N, C, H, W), not yet normalised')
-    if args.part == 'segmentor' and cfg.model.test_cfg.get('mode') == 'slide':
+    shape = '(1, C, H, W)' if is_detector else '(N, C, H, W)'
+    print(f'{args.out}: takes float32 {"RGB" if swapped else "BGR"} images, {shape}, not yet normalised')
+    if args.part == 'model' and not is_detector and cfg.model.test_cfg.get('mode') == 'slide':
         print('note: the config evaluates in crops that slide over the image; the file takes what it is given as one')
 
 

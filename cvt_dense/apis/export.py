@@ -1,4 +1,4 @@
-"""Models as files that run elsewhere: ONNX, torch.export and TorchScript, for any number and size of images.
+"""Models as files that run elsewhere: ONNX, OpenVINO, torch.export and TorchScript, for any number and size of images.
 
 What is written is read again and compared with the model, at sizes that it was not exported at, before it gets its
 name.
@@ -10,7 +10,7 @@ import copy
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from torch import nn
 from torch.export import Dim
 
 from ..errors import UserError, reason
+from .metadata import KEY, Metadata
+from .runtimes import open_file
 
 #: Smallest side of images that an exported model is for, in pixels: torch.export treats a side of one token specially.
 MIN_SIZE = 128
@@ -29,9 +31,15 @@ EXAMPLE_SHAPE = (2, 161, 225)  # images, height, width
 CHECKED_SHAPES = ((1, 128, 131), (3, 226, 160), (1, 143, 437))
 #: Largest difference from the model, relative to an output's largest value. Plain GELU would be off by 3e-3.
 TOLERANCE = 1e-4
+#: The opset of ONNX that all runtimes have; attention is products and a softmax in it, with the matrix in memory.
 OPSET = 20
+#: The first with an operator for attention, of which runtimes need not keep the matrix.
+ATTENTION_OPSET = 23
 
 Function = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+Write = Callable[[nn.Module, Path, Metadata | None, int | None], None]
+#: How to write a format, how to read it again, and the packages that takes.
+Format = tuple[Write, Callable[[Path], Callable[..., Any]], tuple[str, ...]]
 
 
 class Exportable(nn.Module):
@@ -98,22 +106,37 @@ def averaging_matrix(bins: int, length: int, like: torch.Tensor) -> torch.Tensor
     return ((place >= start) & (place < end)).to(like.dtype) / (end - start)
 
 
-def export(model: Exportable, path: Path) -> None:
-    """Write a model in the format that the ending names: ``.onnx``, ``.pt2`` (torch.export) or ``.pt`` (TorchScript).
+def export(
+    model: nn.Module,
+    path: Path,
+    metadata: Metadata | None = None,
+    opset: int | None = None,
+    formats: Mapping[str, Format] | None = None,
+    compare: Callable[[nn.Module, Any], None] | None = None,
+) -> None:
+    """Write a model in the format that the ending names.
+
+    That is ``.onnx``, ``.xml`` (OpenVINO, with its weights in a ``.bin`` file beside it), ``.pt2`` (torch.export) or
+    ``.pt`` (TorchScript).
 
     Args:
-        model: In eval mode, on the CPU.
+        model: In eval mode, on the CPU: an :class:`Exportable`, or one that comes with its own formats.
         path: Replaced, if the new file has turned out right; as it was otherwise.
+        metadata: What ``.onnx`` and ``.xml`` files are to say of themselves.
+        opset: Of ``.onnx`` files; by default the best that the installed ONNX Runtime has, see :func:`best_opset`.
+        formats: By the file's ending, as FORMATS, which is the default.
+        compare: Raises UserError if what was read is not the model; :func:`check` by default.
 
     Raises:
         UserError: If the format is unknown, packages are missing, the model cannot be exported, or what was exported
             computes something else.
     """
-    if path.suffix not in FORMATS:
-        raise UserError(f'--out {path}: the ending says the format, and is one of {", ".join(FORMATS)}')
+    formats, compare = formats or FORMATS, compare or check
+    if path.suffix not in formats:
+        raise UserError(f'--out {path}: the ending says the format, and is one of {", ".join(formats)}')
     if not path.parent.is_dir():
         raise UserError(f'--out {path}: folder {path.parent} does not exist')
-    write, read, packages = FORMATS[path.suffix]
+    write, read, packages = formats[path.suffix]
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise UserError(f'a {path.suffix} file needs packages that are not installed: pip install {" ".join(missing)}')
@@ -123,14 +146,14 @@ def export(model: Exportable, path: Path) -> None:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # of what goes on inside of the exporters
-                write(exportable_copy(model), draft)
+                write(exportable_copy(model), draft, metadata, opset)
         except Exception as error:  # exporters raise all kinds
             raise UserError(
                 f'torch {torch.__version__} cannot export this to {path.suffix}: {type(error).__name__}: '
                 f'{reason(error)}'
             ) from error
-        check(model, read(draft))
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the one that names the other comes last
+        compare(model, read(draft))
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):  # it names the others: comes last
             os.replace(file, path.parent / file.name)
 
 
@@ -185,28 +208,69 @@ def _to_program(model: nn.Module) -> torch.export.ExportedProgram:
     return torch.export.export(model, (_example(model),), dynamic_shapes=_dynamic_shapes(), strict=False)
 
 
-def _write_onnx(model: nn.Module, path: Path) -> None:
-    names = ['logits'] if model.head is not None else [f'map{i}' for i in range(len(model(_example(model))))]
+def _output_names(model: nn.Module) -> list[str]:
+    return ['logits'] if model.head is not None else [f'map{i}' for i in range(len(model(_example(model))))]
+
+
+def best_opset(model: nn.Module) -> int:
+    """The opset with an operator for attention, if this torch writes it and the installed ONNX Runtime runs it.
+
+    Not for windows: that operator takes no mask that is one for all queries.
+    """
+    if any(getattr(module, 'window_size', None) is not None for module in model.modules()):
+        return OPSET
+    import onnx  # which the other formats can do without
+    import onnxruntime
+
+    if not hasattr(torch.onnx, 'ops'):  # since torch 2.8
+        return OPSET
+    names = ['query', 'key', 'value', 'output']
+    *inputs, output = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (1, 1, 2, 4)) for name in names)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('Attention', names[:3], names[3:])], 'attention', inputs, [output]
+    )
+    opsets = [onnx.helper.make_opsetid('', ATTENTION_OPSET)]
+    tried = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    try:
+        onnxruntime.InferenceSession(tried.SerializeToString(), providers=['CPUExecutionProvider'])
+    except Exception:  # its own exceptions have no class in common but this
+        return OPSET
+    return ATTENTION_OPSET
+
+
+def _write_onnx(model: nn.Module, path: Path, metadata: Metadata | None, opset: int | None) -> None:
     program = torch.onnx.export(
         _to_program(model),
         dynamo=True,
-        opset_version=OPSET,
+        opset_version=opset or best_opset(model),
         input_names=['images'],
-        output_names=names,
+        output_names=_output_names(model),
         dynamic_shapes=_dynamic_shapes(),
         verbose=False,
     )
+    if metadata is not None:
+        program.model.metadata_props[KEY] = metadata.to_json()
     program.save(path)
 
 
-def _read_onnx(path: Path) -> Function:
-    import onnxruntime  # which the other formats can do without
+def _write_openvino(model: nn.Module, path: Path, metadata: Metadata | None, opset: int | None) -> None:
+    import openvino  # likewise
 
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return lambda images: [torch.from_numpy(x) for x in session.run(None, {'images': images.numpy()})]
+    converted = openvino.convert_model(_to_program(model))
+    converted.inputs[0].get_tensor().set_names({'images'})
+    for output, name in zip(converted.outputs, _output_names(model)):
+        output.get_tensor().set_names({name})
+    if metadata is not None:
+        converted.set_rt_info(metadata.to_json(), [KEY])
+    openvino.save_model(converted, path, compress_to_fp16=False)
 
 
-def _write_program(model: nn.Module, path: Path) -> None:
+def _read_file(path: Path) -> Function:
+    runtime = open_file(path, 'cpu')
+    return lambda images: [torch.from_numpy(x) for x in runtime.run(images.numpy()).values()]
+
+
+def _write_program(model: nn.Module, path: Path, metadata: Metadata | None, opset: int | None) -> None:
     torch.export.save(_to_program(model), path)
 
 
@@ -214,13 +278,14 @@ def _read_program(path: Path) -> Function:
     return torch.export.load(path).module()
 
 
-def _write_torchscript(model: nn.Module, path: Path) -> None:
+def _write_torchscript(model: nn.Module, path: Path, metadata: Metadata | None, opset: int | None) -> None:
     torch.jit.trace(model, _example(model), check_trace=False).save(path)
 
 
-#: By the file's ending: how to write it, how to read it again, and the packages that takes.
-FORMATS: dict[str, tuple[Callable[[nn.Module, Path], None], Callable[[Path], Function], tuple[str, ...]]] = {
-    '.onnx': (_write_onnx, _read_onnx, ('onnx', 'onnxscript', 'onnxruntime')),
+#: By the file's ending.
+FORMATS: dict[str, Format] = {
+    '.onnx': (_write_onnx, _read_file, ('onnx', 'onnxscript', 'onnxruntime')),
+    '.xml': (_write_openvino, _read_file, ('openvino',)),
     '.pt2': (_write_program, _read_program, ()),
     '.pt': (_write_torchscript, torch.jit.load, ()),
 }

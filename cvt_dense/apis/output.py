@@ -12,15 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.structures import BaseDataElement
 
-from ..engine.checkpoint_files import AtomicLocalBackend
 from ..errors import UserError, reason
+from ..files import write_whole
 from ..visualization.painter import Instances, write_image
-from .predictor import Item, Predictor, Skipped
-
-#: Numbers up to 90 that none of COCO's 80 classes has.
-UNUSED_BY_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+from .items import AnyPredictor, Item, Prediction, Skipped
 
 #: Errors of the system that all later files would meet too.
 ENDING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -38,13 +34,13 @@ class Output:
         OSError: If files cannot be written there.
     """
 
-    def __init__(self, folder: Path, predictor: Predictor, threshold: float) -> None:
+    def __init__(self, folder: Path, predictor: AnyPredictor, threshold: float) -> None:
         self.folder = folder
         self._painter = predictor.painter
         self._classes = predictor.classes
-        self._detects = predictor.scope == 'mmdet'
+        self._detects = predictor.detects
         self._threshold = threshold
-        self._category_ids = category_ids(predictor.classes, self._detects)
+        self._category_ids = predictor.category_ids
         self._images: list[dict[str, Any]] = []
         self._instances: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +48,7 @@ class Output:
             (folder / name).mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder / name).close()
 
-    def add_image(self, item: Item, sample: BaseDataElement) -> None:
+    def add_image(self, item: Item, prediction: Prediction) -> None:
         """Keep the prediction for an image for the JSON files, and write its picture.
 
         Raises:
@@ -60,7 +56,7 @@ class Output:
             OSError: If there is no space left.
         """
         path = f'pictures/{item.name}.jpg'
-        picture = self.add(item, sample, path)
+        picture = self.add(item, prediction, path)
         with self._told(self._images[-1], 'picture'):
             write_image(self.folder / path, picture)
 
@@ -77,12 +73,12 @@ class Output:
             entry['note'] = f'the {keys[0].replace("_", " ")} cannot be written ({reason(error)})'
             raise Skipped(f'its predictions are in the JSON files, but {entry["note"]}') from error
 
-    def add(self, item: Item, sample: BaseDataElement, picture_path: str) -> np.ndarray:
+    def add(self, item: Item, prediction: Prediction, picture_path: str) -> np.ndarray:
         """Keep a prediction for the JSON files, and draw it.
 
         Args:
             item: The image.
-            sample: The model's prediction.
+            prediction: What the model finds in it.
             picture_path: Where the caller will write the picture, relative to the folder.
 
         Returns:
@@ -96,21 +92,19 @@ class Output:
         entry = {'id': item.image_id, **_origin(item), 'width': width, 'height': height, 'picture': picture_path}
         self._images.append(entry)
         if self._detects:
-            return self._add_instances(item, sample.pred_instances)
-        return self._add_label_map(item, sample.pred_sem_seg.data[0].cpu().numpy(), entry)
+            return self._add_instances(item, prediction.from_score(self._threshold))
+        return self._add_label_map(item, prediction, entry)
 
     def save(self) -> None:
         """Write the JSON files, each as a whole or not at all."""
         categories = [{'id': i, 'name': name} for i, name in zip(self._category_ids, self._classes)]
         content = {'info': {}, 'images': sorted(self._images, key=lambda e: e['id']), 'categories': categories}
-        backend = AtomicLocalBackend()
-        backend.put_text(json.dumps(content, indent=1), self.folder / 'images.json')
+        write_whole(self.folder / 'images.json', json.dumps(content, indent=1).encode())
         if self._detects:
             in_order = sorted(self._instances, key=lambda e: (e['image_id'], -e['score']))
-            backend.put_text(json.dumps(in_order), self.folder / 'predictions.json')
+            write_whole(self.folder / 'predictions.json', json.dumps(in_order).encode())
 
-    def _add_instances(self, item: Item, instances: BaseDataElement) -> np.ndarray:
-        found = Instances.of(instances[instances.scores >= self._threshold])
+    def _add_instances(self, item: Item, found: Instances) -> np.ndarray:
         for i, label in enumerate(found.labels.tolist()):
             x1, y1, x2, y2 = (round(value, 2) for value in found.boxes[i].tolist())
             self._instances.append(
@@ -136,17 +130,6 @@ class Output:
         with self._told(entry, 'label_map', 'picture'):
             write_image(self.folder / path, labels.astype(np.uint8 if labels.max() < 256 else np.uint16))
         return self._painter.draw_label_map(item.image, labels, fixed_size=item.frame is not None)
-
-
-def category_ids(classes: tuple[str, ...], detects: bool) -> list[int]:
-    """Numbers of the classes: labels for segmentation; for detection COCO's own for its classes, else from 1 on."""
-    if not detects:
-        return list(range(len(classes)))
-    from mmdet.datasets import CocoDataset  # not needed for segmentation
-
-    if classes == CocoDataset.METAINFO['classes']:
-        return [i for i in range(1, 91) if i not in UNUSED_BY_COCO]
-    return list(range(1, len(classes) + 1))
 
 
 def _origin(item: Item) -> dict[str, Any]:

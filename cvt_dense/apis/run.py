@@ -11,17 +11,16 @@ from pathlib import Path
 
 import cv2
 import torch
-from mmengine.structures import BaseDataElement
 from tqdm import tqdm
 
-from ..engine.interruption import Interrupted, signals
 from ..errors import UserError, reason
+from ..signals import Interrupted, signals
 from .inputs import VIDEOS, name_outputs, printable
+from .items import AnyPredictor, Item, Prediction, Skipped
 from .output import Output, count_frames, make_even, open_writer
-from .predictor import Item, Predictor, Skipped
 
 
-def predict_files(predictor: Predictor, paths: list[Path], output: Output, batch_size: int = 1) -> int:
+def predict_files(predictor: AnyPredictor, paths: list[Path], output: Output, batch_size: int = 1) -> int:
     """Predict on image and video files, and write pictures and JSON.
 
     Args:
@@ -34,7 +33,7 @@ def predict_files(predictor: Predictor, paths: list[Path], output: Output, batch
         How many inputs had to be skipped; a line on stderr says why for each.
 
     Raises:
-        Interrupted: If a signal said to stop, in a process that listens (see :mod:`cvt_dense.engine.interruption`):
+        Interrupted: If a signal said to stop, in a process that listens (see :mod:`cvt_dense.signals`):
             after the batch that it came in, with what was predicted until then written.
         OSError: If there is no space left.
     """
@@ -79,7 +78,7 @@ class Run:
         batch_size: Images at a time, as far as they are of one size.
     """
 
-    def __init__(self, predictor: Predictor, output: Output, batch_size: int) -> None:
+    def __init__(self, predictor: AnyPredictor, output: Output, batch_size: int) -> None:
         self.skipped = 0
         self._done = 0
         self._part = ''
@@ -99,18 +98,18 @@ class Run:
                 if signals.number:
                     return
                 try:
-                    samples = self._predictor.predict(batch)
+                    predictions = self._predictor.predict(batch)
                 except Skipped as error:
                     for item in batch:
                         self._skip(item.path, error)
                 else:
-                    for item, sample in zip(batch, samples):
-                        self._write(item, sample)
+                    for item, prediction in zip(batch, predictions):
+                        self._write(item, prediction)
                 bar.update(len(batch))
 
-    def _write(self, item: Item, sample: BaseDataElement) -> None:
+    def _write(self, item: Item, prediction: Prediction) -> None:
         try:
-            self._output.add_image(item, sample)
+            self._output.add_image(item, prediction)
         except Skipped as error:
             self._skip(item.path, error)
         else:
@@ -151,8 +150,8 @@ class Run:
             for batch in batches(self._frames(capture, path, name), self._batch_size):
                 if signals.number:
                     break
-                for item, sample in zip(batch, self._predictor.predict(batch)):
-                    picture = make_even(self._output.add(item, sample, picture_path))
+                for item, prediction in zip(batch, self._predictor.predict(batch)):
+                    picture = make_even(self._output.add(item, prediction, picture_path))
                     if not done:
                         writer = open_writer(self._output.folder / picture_path, capture, picture)
                         stack.callback(writer.release)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,12 +14,10 @@ from mmengine.logging import print_log
 from PIL import ExifTags, Image
 
 from ..errors import UserError, reason
+from .decoding import UNREADABLE, can_be_decoded, is_cut_jpeg, opened
 from .settings import NO_CONFIG, DataSettings, Place
 
 UNLABELLED = 255  # what mmseg's loader makes of labels that are not classes
-
-#: What Pillow raises for content that it cannot read.
-_UNREADABLE = (OSError, SyntaxError, ValueError)
 
 Sample = dict[str, Any]
 
@@ -123,22 +118,14 @@ def _content(path: str, step: Any) -> bytes:
 def _how_it_is_turned(content: bytes, size: tuple[int, int]) -> str:
     """What an image's EXIF orientation has to do with its being read as of a size, (width, height)."""
     try:
-        with _opened(content) as image:
+        with opened(content) as image:
             is_to_be_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             was_turned = image.size != size
-    except (*_UNREADABLE, Image.DecompressionBombError):
+    except (*UNREADABLE, Image.DecompressionBombError):
         return ''
     if not is_to_be_turned:
         return ''
     return ', turned as its EXIF orientation says' if was_turned else ', not turned as its EXIF orientation says'
-
-
-def is_cut_jpeg(content: bytes) -> bool:
-    """Whether a JPEG ends before its picture does; OpenCV up to 4.10 fills the rest with grey and says nothing."""
-    end, scan = content.rfind(b'\xff\xd9'), content.rfind(b'\xff\xda')
-    if not content.startswith(b'\xff\xd8') or end > scan:
-        return False
-    return not _can_be_decoded(content)  # what cameras put behind a picture may look like the beginning of a scan
 
 
 class Labels:
@@ -225,9 +212,9 @@ def check_depth(path: str, content: bytes) -> None:
         UserError: If they do not.
     """
     try:
-        with _opened(content) as image:
+        with opened(content) as image:
             highest = image.getextrema()[1] if image.mode[0] in 'IF' else 0
-    except (*_UNREADABLE, Image.DecompressionBombError):  # if it can be read, the loader says
+    except (*UNREADABLE, Image.DecompressionBombError):  # if it can be read, the loader says
         return
     if highest > UNLABELLED:
         raise UserError(
@@ -254,25 +241,4 @@ def _fault_of(path: str, content: bytes) -> str:
 def _is_damaged(content: bytes, error: Exception) -> bool:
     if not content:  # an empty file, which decoders refuse, or one that could not be fetched
         return not isinstance(error, (OSError, ImportError, KeyError))
-    return not _can_be_decoded(content)
-
-
-@contextmanager
-def _opened(content: bytes) -> Iterator[Image.Image]:
-    """A picture as Pillow opens it, without its warning of large ones."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(content)) as image:
-            yield image
-
-
-def _can_be_decoded(content: bytes) -> bool:
-    """Whether Pillow can decode a picture; one that it refuses for its size counts as whole."""
-    try:
-        with _opened(content) as image:
-            image.load()
-    except Image.DecompressionBombError:
-        return True
-    except _UNREADABLE:
-        return False
-    return True
+    return not can_be_decoded(content)

@@ -15,6 +15,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
 from ..checkpoints.files import read
+from ..files import write_whole
 from .interruption import INTERRUPTED
 
 
@@ -81,22 +82,14 @@ class AtomicLocalBackend(LocalBackend):
         Raises:
             OSError: If that fails; what was at ``filepath`` is still there then.
         """
-        target = Path(filepath)
-        target.parent.mkdir(parents=True, exist_ok=True)
         rank = get_rank()  # all processes of a run write some files, each the same
-        part = target.with_name(f'.{target.name}{f".{rank}" if rank else ""}.part')
         try:
-            with open(part, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
+            write_whole(Path(filepath), obj, f'.{rank}' if rank else '')
         except OSError as error:
-            kept = '; checkpoints that were saved before are whole'
-            what = f'{error.strerror}{kept if target.suffix == ".pth" else ""}'
-            raise OSError(error.errno, what, str(target)) from error
-        finally:
-            part.unlink(missing_ok=True)
+            if Path(filepath).suffix != '.pth':
+                raise
+            what = f'{error.strerror}; checkpoints that were saved before are whole'
+            raise OSError(error.errno, what, error.filename) from error
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Write text to a file, see :meth:`put`."""

@@ -24,6 +24,7 @@ from ..datasets.check import build_data
 from ..datasets.paths import check_data
 from ..errors import UserError, of_file, reason
 from ..registry import type_name
+from ..signals import Interrupted, signals
 from .checkpoint_files import load_checkpoints_safely, write_files_atomically
 from .command import command
 from .config import add_hook, check_complete, leave_out_hooks
@@ -31,7 +32,7 @@ from .console import in_the_file_only, quiet
 from .devices import hide_gpu_without_operators, prepare_launcher, use_batchnorm_without_gpu
 from .failures import cannot_be_built, in_one_line, lost_process
 from .faults import schedule_faults, silent_faults, statistics_faults
-from .interruption import Interrupted, InterruptionHook, signals
+from .interruption import InterruptionHook
 from .log_to import continue_logs, leave_out_logs
 from .overview import overview
 from .processes import is_first, leave

@@ -70,6 +70,12 @@ class Instances:
             ignored=data.get('ignored'),
         )
 
+    def from_score(self, threshold: float) -> Instances:
+        """Those that score at least so much; all have to have scores."""
+        kept = self.scores >= threshold
+        masks = None if self.masks is None else self.masks[kept]
+        return Instances(self.boxes[kept], self.labels[kept], self.scores[kept], masks)
+
 
 class _Key(NamedTuple):
     """What a label says, of which the name may be shortened, and its RGB colour."""
@@ -123,8 +129,8 @@ class Painter:
         Returns:
             ``(z H, z W, 3)`` of uint8, BGR, where z is 1 unless the image is small.
         """
-        zoom = _zoom(image)
-        picture = _enlarge(image, zoom)
+        zoom = zoom_of(image)
+        picture = enlarged(image, zoom)
         keys = [self._instance_key(found, i) for i in range(len(found.labels))]
         rank = -np.prod(found.boxes[:, 2:] - found.boxes[:, :2], axis=1) if found.scores is None else found.scores
         order = np.argsort(rank, kind='stable')
@@ -158,8 +164,8 @@ class Painter:
         Returns:
             ``(h, w, 3)`` of uint8, BGR: the image, enlarged if it is small, and the legend.
         """
-        zoom = _zoom(image)
-        picture = _enlarge(image, zoom)
+        zoom = zoom_of(image)
+        picture = enlarged(image, zoom)
         large = np.repeat(np.repeat(labels, zoom, 0), zoom, 1).astype(np.uint16)
         colors = np.array([self.color(i)[::-1] for i in range(int(labels.max()) + 1)], np.uint8)
         tinted = cv2.addWeighted(picture, 1 - _MAP_OPACITY, colors[large], _MAP_OPACITY, 0)
@@ -305,11 +311,12 @@ def _strokes(color: Color, picture: np.ndarray) -> tuple[tuple[Color, int], tupl
     return (rim_of(color), width + 2 * max(1, width // 3)), (color[::-1], width)
 
 
-def _zoom(image: np.ndarray) -> int:
+def zoom_of(image: np.ndarray) -> int:
+    """How many times as large an image is drawn."""
     return max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))
 
 
-def _enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
+def enlarged(image: np.ndarray, zoom: int) -> np.ndarray:
     """A copy, ``zoom`` times as large."""
     return image.copy() if zoom == 1 else cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
 

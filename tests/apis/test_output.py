@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from mmdet.datasets import CocoDataset
 
-from cvt_dense.apis.output import category_ids, make_even
+from cvt_dense.apis.evaluation import category_ids
+from cvt_dense.apis.output import make_even
 
 
 def test_frames_get_even_sides() -> None:

@@ -222,7 +222,7 @@ def _running_server() -> subprocess.Popen[str]:
 def _serve() -> None:
     """Fork a process for each request on stdin, until the tests' process is gone."""
 
-    import cvt_dense.apis
+    import cvt_dense.apis.predictor
     import cvt_dense.engine.launch  # noqa: F401
 
     replies = os.fdopen(os.dup(1), 'w')

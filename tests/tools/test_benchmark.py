@@ -7,11 +7,13 @@ from pathlib import Path
 
 import benchmark
 import pytest
+import small_files
 import torch
 from benchmark import CANDIDATES, Result
 from PIL import Image
 
 from cvt_dense import CvTTrunk
+from cvt_dense.apis.export import MIN_SIZE
 from cvt_dense.errors import UserError
 
 
@@ -62,6 +64,9 @@ def test_the_plot_has_a_row_for_each_mode(tmp_path: Path) -> None:
         (['--sizes', '16x16'], '--sizes takes HxW'),
         (['--repeats', '0'], 'must be at least 1'),
         (['--batches', '1', '0'], 'must be at least 1'),
+        (['--threads', '0'], '--threads must be at least 1'),
+        (['--runtimes', 'onnxruntime', '--device', 'cpu'], '--runtimes onnxruntime does not train: --modes forward'),
+        (['--runtimes', 'openvino', '--device', 'cuda'], '--runtimes openvino is measured on CPUs'),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_measured(
@@ -110,8 +115,8 @@ def test_a_run_writes_what_it_measured(
 def test_what_fails_is_left_out_and_said_and_the_rest_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails_for_swin(name: str, *arguments: object) -> int:
-        if name == 'swin-t':
+    def fails_for_swin(row: benchmark.Row, *arguments: object) -> int:
+        if row.model == 'swin-t':
             raise UserError('swin-t at 1x64x64 failed: killed')
         return 10**6
 
@@ -124,3 +129,34 @@ def test_what_fails_is_left_out_and_said_and_the_rest_is_measured(
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments, 'swin-t'])
     with pytest.raises(UserError, match='nothing could be measured'):
         benchmark.main()
+
+
+def test_a_model_is_run_by_other_runtimes_beside_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its export is as tests/tools/test_export.py has it, and takes long; here a file stands for it."""
+
+    def small(model: torch.nn.Module, path: Path) -> None:
+        small_files.write(small_files.SEGMENTOR, path, None)
+
+    monkeypatch.setattr('cvt_dense.apis.export.export', small)
+    assert benchmark.SMALLEST_EXPORTED == MIN_SIZE
+    arguments = ['--runtimes', 'pytorch', 'onnxruntime', '--sizes', '128x160', '--modes', 'forward', '--threads', '1']
+    monkeypatch.setattr(
+        sys, 'argv', ['benchmark.py', *arguments, '--repeats', '2', '--device', 'cpu', '--out', str(tmp_path)]
+    )
+    before = torch.get_num_threads()
+    benchmark.main()
+    torch.set_num_threads(before)
+    written = json.loads((tmp_path / 'results.json').read_text())
+    assert [(r['model'], r['runtime']) for r in written['results']] == [
+        ('cvt-13', 'pytorch'),
+        ('cvt-13', 'onnxruntime'),
+    ]
+    assert all(len(r['times']) == 2 and r['peak_memory'] >= 0 for r in written['results'])
+    machine = written['machine']
+    assert machine['matmul_flops'] == max(machine['matmul_flops_by'].values()) > 1e8
+    assert 'onnxruntime' in machine['runtimes']
+    out = capsys.readouterr().out
+    assert 'cvt-13 onnxruntime' in out
+    assert 'GFLOP/s in float32 matrix products: ' in out

@@ -4,11 +4,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import export as tool
 import numpy as np
+import onnx
 import pytest
+import small_files
 import torch
 from paths import ROOT
 from PIL import Image
@@ -25,6 +28,7 @@ SMALL_UPERNET = [*SMALL, 'model.decode_head.in_channels=[8,16,32]', 'model.auxil
 SMALL_UPERNET += ['model.decode_head.channels=32', 'model.auxiliary_head.channels=32']
 SMALL_MASK_RCNN = [*SMALL, 'model.backbone.init_cfg=None', 'model.neck.in_channels=[8,16,32]']
 SLOW = [pytest.param(suffix, marks=pytest.mark.slow) for suffix in ('.onnx', '.pt2')]
+OPENVINO = pytest.param('.xml', marks=[pytest.mark.slow, pytest.mark.skipif(not find_spec('openvino'), reason='none')])
 
 
 @pytest.fixture
@@ -82,11 +86,12 @@ def test_the_copy_pools_by_products_and_the_model_stays_as_it_is() -> None:
     assert [type(m[0][0]) for m in (model, copied)] == [nn.AdaptiveAvgPool2d, AdaptiveAvgPoolByProducts]
 
 
-@pytest.mark.parametrize('suffix', [*SLOW, '.pt'])
+@pytest.mark.parametrize('suffix', [*SLOW, OPENVINO, '.pt'])
 def test_a_backbone_is_exported_to_all_formats(suffix: str, tmp_path: Path) -> None:
     model, path = small_backbone(), tmp_path / f'model{suffix}'
     export(model, path)  # which compares
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    weights = ['model.bin'] if suffix == '.xml' else []
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*weights, path.name]
     images = torch.rand(2, 3, 301, 150) * 255
     with torch.no_grad():
         for theirs, ours in zip(exporting.FORMATS[suffix][1](path)(images), model(images), strict=True):
@@ -114,6 +119,24 @@ def test_a_segmentor_is_exported_to_onnx_and_runs_as_the_documentation_shows(
     assert as_documented('model.onnx', tmp_path, 'labels.shape, labels.max() < 6') == '(211, 163) True'
 
 
+@pytest.mark.skipif(not find_spec('openvino'), reason='no OpenVINO')
+def test_openvino_runs_a_file_as_the_documentation_shows(tmp_path: Path) -> None:
+    small_files.write(small_files.SEGMENTOR, tmp_path / 'model.xml', None)
+    assert as_documented('model.xml', tmp_path, 'labels.shape, labels.max() < 3') == '(211, 163) True'
+
+
+def test_attention_is_no_operator_where_onnx_runtime_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError('Attention(23) is not a registered function/op')
+
+    assert exporting.best_opset(small_backbone()) in (20, 23)
+    assert exporting.best_opset(small_backbone(window_size=5)) == 20
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', refuse)
+    assert exporting.best_opset(small_backbone()) == 20
+
+
 def test_a_segmentor_gives_the_logits_that_mmseg_has(
     run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +152,19 @@ def test_a_segmentor_gives_the_logits_that_mmseg_has(
         (logits,) = torch.jit.load(tmp_path / 'model.pt')(images)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert as_documented('model.pt', tmp_path, 'tuple(labels.shape), labels.max().item() < 6') == '(211, 163) True'
+
+
+@pytest.mark.slow
+def test_a_detector_is_exported_to_onnx_and_runs_as_the_documentation_shows(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(MASK_RCNN, '--out', tmp_path / 'detector.onnx', '--cfg-options', *SMALL_MASK_RCNN)
+    assert 'takes float32 RGB images, (1, C, H, W)' in capsys.readouterr().out
+    graph = onnx.load(tmp_path / 'detector.onnx').graph
+    assert {node.domain for node in graph.node} == {''}
+    assert [output.name for output in graph.output] == ['boxes', 'scores', 'labels', 'masks']
+    shapes = as_documented('detector.onnx', tmp_path, 'boxes.shape[1:], masks.shape[1:], masks.dtype, labels.max() < 5')
+    assert shapes == '(4,) (211, 163) bool True'
 
 
 @pytest.mark.slow
@@ -181,9 +217,13 @@ def test_a_model_that_is_bound_to_a_size_is_refused() -> None:
 @pytest.mark.parametrize(
     ('arguments', 'line'),
     [
-        ((MASK_RCNN, '--out', 'a.onnx'), 'a whole MaskRCNN is not exported: take --part neck, or --part backbone'),
+        (
+            ('configs/dino_cvt13_coco.py', '--out', 'a.onnx'),
+            'a whole DINO is not exported: take --part neck or',
+        ),
+        ((MASK_RCNN, '--out', 'a.pt2'), '--out a.pt2: the ending says the format, and is one of .onnx'),
         ((UPERNET, '--part', 'neck', '--out', 'a.onnx'), 'EncoderDecoder has no neck: --part backbone'),
-        ((UPERNET, '--out', 'a.trt'), '--out a.trt: the ending says the format, and is one of .onnx, .pt2, .pt'),
+        ((UPERNET, '--out', 'a.trt'), '--out a.trt: the ending says the format, and is one of .onnx, .xml, .pt2, .pt'),
         ((UPERNET, '--out', 'nowhere/a.onnx'), '--out nowhere/a.onnx: folder nowhere does not exist'),
         ((UPERNET, 'nowhere.pth', '--out', 'a.onnx'), 'checkpoint nowhere.pth does not exist'),
         (('configs/mask2former_cvt13_ade20k.py', '--out', 'a.onnx'), 'Mask2FormerHead does not give logits'),

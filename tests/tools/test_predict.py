@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import export
 import numpy as np
 import predict
 import pytest
+import small_files
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
@@ -29,6 +31,7 @@ from pycocotools.coco import COCO
 
 from cvt_dense import cli
 from cvt_dense.apis import Item, Predictor
+from cvt_dense.apis.metadata import Metadata, Resize
 from cvt_dense.apis.run import batches
 from cvt_dense.visualization.painter import Painter, write_image
 
@@ -629,7 +632,7 @@ def test_types_may_be_classes(
     cfg.test_dataloader = dict(dataset=with_classes(cfg.test_dataloader.dataset.to_dict()))
     assert not isinstance(cfg.test_dataloader.dataset.pipeline[0].type, str)
     assert isinstance(cfg.model.type, type)
-    monkeypatch.setattr(predict, 'load_config', lambda *_: cfg)
+    monkeypatch.setattr('cvt_dense.engine.config.load_config', lambda *_: cfg)
     write(tmp_path / 'x.png')
     out = tmp_path / 'out'
     monkeypatch.setattr(
@@ -725,6 +728,134 @@ def test_class_names_are_the_checkpoints_or_else_the_configs(
     assert painter(bare).color(1) == tuple(expected.palette[1])
 
 
+WITHOUT_TOOLKITS = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmdet', 'mmseg']))
+sys.argv[0] = {str(ROOT / 'tools/predict.py')!r}
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def predict_with_file(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """Run the tool where no toolkit can be imported."""
+    command = [sys.executable, '-W', 'ignore', '-c', WITHOUT_TOOLKITS, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_an_exported_detector_predicts_without_toolkits(tmp_path: Path) -> None:
+    meta = Metadata('detection', 'RGB', 8, Resize((96, 64), keep_ratio=True), None, ('cat', 'dog'), (17, 18), None, 0.3)
+    small_files.write(small_files.DETECTOR, tmp_path / 'model.onnx', meta)
+    write(tmp_path / 'in/x.png', 128, 192)
+    write_video(tmp_path / 'in/y.mp4', 2)
+    (tmp_path / 'in/z.png').write_text('no image')
+    ended = predict_with_file(tmp_path, 'model.onnx', 'in', '--score-thr', '0.1', '--batch-size', '2')
+    assert ended.returncode == 1, ended.stderr
+    out = tmp_path / 'work_dirs/model/predictions'
+    assert ended.stdout.splitlines()[-1] == (
+        'inputs: 3, 1 skipped; pictures and JSON files are in work_dirs/model/predictions'
+    )
+    assert 'skipped in/z.png: it cannot be read as an image (failed to load image: in/z.png)' in ended.stderr
+    entries = [entry for entry in content(out / 'predictions.json') if entry['image_id'] == 1]
+    assert [entry['bbox'] for entry in entries] == [[16, 32, 64, 96], [0, 0, 32, 32]]
+    assert [(entry['category_id'], entry['category_name']) for entry in entries] == [(18, 'dog'), (17, 'cat')]
+    assert rle.decode(entries[0]['segmentation']).shape == (128, 192)
+    assert content(out / 'images.json')['categories'] == [{'id': 17, 'name': 'cat'}, {'id': 18, 'name': 'dog'}]
+    assert len(read_video(out / 'pictures/y.mp4')[0]) == 2
+    assert COCO(str(out / 'images.json')).loadRes(str(out / 'predictions.json')).getAnnIds()
+
+
+class Unwritten:
+    """What stands for an exported file and its runtime: the model that would be written."""
+
+    def __init__(self, model: torch.nn.Module, meta: Metadata) -> None:
+        self.model, self.text = model, meta.to_json()
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            (logits,) = self.model(torch.from_numpy(images))
+        return {'logits': logits.numpy()}
+
+
+@pytest.mark.parametrize('written', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['unwritten', 'onnx'])
+def test_an_exported_segmentor_gives_what_the_model_gives_on_real_pictures(
+    written: bool,
+    tool: Callable,
+    checkpoints: dict[Path, Path],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for i, path in enumerate(sorted((data / 'ade_mini').rglob('*.jpg'))[:3]):
+        whole = cv2.imread(str(path))
+        (tmp_path / 'in').mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f'in/{i}.png'), whole[: 301 + i, : 403 - i])
+    resize = dict(type='Resize', scale=(211, 160), keep_ratio=True)
+    steps = [dict(type='LoadImageFromFile'), resize, dict(type='PackSegInputs')]
+    (tmp_path / 'config.py').write_text(
+        f"_base_ = '{SEGMENTATION}'\ntest_dataloader = dict(dataset=dict(pipeline={steps}))\n"
+    )
+    checkpoints[tmp_path / 'config.py'] = checkpoints[SEGMENTATION]
+    code, theirs = tool(tmp_path / 'config.py', 'in', out='theirs')
+    assert code == 0
+    arguments = [tmp_path / 'config.py', checkpoints[SEGMENTATION], '--out', tmp_path / 'model.onnx']
+    monkeypatch.setattr(sys, 'argv', ['export.py', *map(str, arguments)])
+    if written:
+        export.main()
+        ended = predict_with_file(tmp_path, 'model.onnx', 'in', '--out', 'ours')
+        assert ended.returncode == 0, ended.stderr
+    else:
+        files: dict[str, Unwritten] = {}
+        monkeypatch.setattr(export, 'export', lambda model, path, meta, _: files.update(x=Unwritten(model, meta)))
+        export.main()
+        monkeypatch.setattr('cvt_dense.apis.file_predictor.open_file', lambda *_: files['x'])
+        monkeypatch.setattr(sys, 'argv', ['predict.py', 'model.onnx', 'in', '--out', 'ours'])
+        with pytest.raises(SystemExit) as done:
+            cli.run(predict.main)
+        assert done.value.code == 0
+    ours = tmp_path / 'ours'
+    first, second = content(ours / 'images.json'), content(theirs / 'images.json')
+    assert first['categories'] == second['categories']
+    for one, other in zip(first['images'], second['images'], strict=True):
+        assert one.pop('shares') == pytest.approx(other.pop('shares'), abs=1e-3)
+        assert one == other
+        maps = [cv2.imread(str(folder / one['label_map']), 0) for folder in (ours, theirs)]
+        assert (maps[0] != maps[1]).mean() < 1e-3
+        drawn = [cv2.imread(str(folder / one['picture'])).astype(int) for folder in (ours, theirs)]
+        assert drawn[0].shape == drawn[1].shape
+        assert (abs(drawn[0] - drawn[1]) > 32).mean() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'line'),
+    [
+        (['model.onnx', 'x.png', '--score-thr', '0.5'], '--score-thr is for detection: a segmentor gives each pixel'),
+        (['model.onnx', 'x.png', '--cfg-options', 'a=1'], 'mmengine is not installed: pip install onedl-mmengine'),
+        (['other.onnx', 'x.png'], 'other.onnx does not say how to prepare images for it: export it with tools/exp'),
+        (['no.xml', 'x.png'], 'no.xml does not exist'),
+        (['model.onnx', 'x.png', '--precision', 'bfloat16'], 'model.onnx is run in float32: only OpenVINO'),
+    ],
+    ids=['score', 'config', 'foreign', 'missing', 'precision'],
+)
+def test_mistakes_with_exported_files_are_one_line(
+    arguments: list[str],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small_files.write(small_files.SEGMENTOR, tmp_path / 'model.onnx', Metadata('segmentation', 'RGB'))
+    small_files.write(small_files.SEGMENTOR, tmp_path / 'other.onnx', None)
+    write(tmp_path / 'x.png')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['predict.py', *arguments])
+    monkeypatch.setitem(sys.modules, 'mmengine', None)
+    with pytest.raises(SystemExit) as done:
+        cli.run(predict.main)
+    assert done.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f'error: {line}')
+    assert not (tmp_path / 'work_dirs').exists()
+
+
 def test_as_a_user_runs_it(checkpoints: dict[Path, Path], tmp_path: Path) -> None:
     write(tmp_path / 'in/x.png')
     (tmp_path / 'in/y.png').write_text('no image')
@@ -747,7 +878,8 @@ def test_the_documented_inferencers_work(
     number: int, config: Path, checkpoints: dict[Path, Path], tmp_path: Path
 ) -> None:
     """In a process of its own, as it changes how mmengine reads checkpoints."""
-    snippets = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/prediction.md').read_text(), re.DOTALL)
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/prediction.md').read_text(), re.DOTALL)
+    snippets = [block for block in blocks if 'Inferencer' in block]
     assert len(snippets) == 2
     write(tmp_path / 'photo.jpg')
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')

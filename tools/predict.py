@@ -100,7 +100,7 @@ def exported(args: argparse.Namespace) -> tuple[AnyPredictor, list[Path], Path]:
     paths = find_inputs(args.inputs)
     predictor = FilePredictor(args.model, args.device, args.precision)
     check_arguments(args, predictor.detects)
-    return predictor, paths, Path('work_dirs', Path(args.model).stem, 'predictions')
+    return predictor, paths, Path(args.out or Path('work_dirs', Path(args.model).stem, 'predictions'))
 
 
 def trained(args: argparse.Namespace) -> tuple[AnyPredictor, list[Path], Path]:
@@ -125,14 +125,15 @@ def trained(args: argparse.Namespace) -> tuple[AnyPredictor, list[Path], Path]:
     checkpoint, *inputs = args.inputs
     paths = find_inputs(inputs)
     hide_gpu_without_operators(cfg)
-    return Predictor(cfg, checkpoint, choose_device(args.device)), paths, Path(cfg.work_dir, 'predictions')
+    predictor = Predictor(cfg, checkpoint, choose_device(args.device))
+    return predictor, paths, Path(args.out or Path(cfg.work_dir, 'predictions'))
 
 
 def main() -> None:
     args = parse_args()
     predictor, paths, folder = (exported if is_exported(args.model) else trained)(args)
     threshold = SCORE_THRESHOLD if args.score_thr is None else args.score_thr
-    output = Output(Path(args.out or folder), predictor, threshold)
+    output = Output(folder, predictor, threshold)
     number = predict_files(predictor, paths, output, args.batch_size)
     skipped = f', {number} skipped' if number else ''
     print(f'inputs: {len(paths)}{skipped}; pictures and JSON files are in {printable(output.folder)}')

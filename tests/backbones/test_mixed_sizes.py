@@ -224,7 +224,7 @@ def test_the_canvas_of_a_real_picture_does_not_matter(name: str, data: Path) -> 
                 changes = [change_of_the_quarter(a, b) for a, b in zip(maps, alone)]
                 what = 'ignored' if ignored else 'computed'
                 print(f'{name}, {side}x{side}, padding {what}: {" / ".join(f"{c:.2g}" for c in changes)}')
-                assert max(changes) < 1e-6 if ignored else max(changes) > 0.1
+                assert max(changes) < 1e-5 if ignored else max(changes) > 0.1
 
 
 def change_of_the_quarter(x: torch.Tensor, alone: torch.Tensor) -> float:

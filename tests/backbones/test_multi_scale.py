@@ -263,7 +263,7 @@ def test_traces_of_torch_fx_are_for_any_size(family: Family, window_size: int | 
     with torch.no_grad():
         for size in ((1, 3, 64, 96), (2, 3, 75, 131)):
             x = torch.randn(size)
-            for got, want in zip(traced(x), model(x)):  # the graph calls BatchNorm, which the model folds: it rounds apart
+            for got, want in zip(traced(x), model(x)):  # which folds BatchNorm, and the graph does not
                 torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match=f'at least {family.min_size}x{family.min_size} pixels'):
         traced(torch.randn(1, 3, 8, 99))

@@ -163,7 +163,8 @@ def test_a_graph_of_fx_gives_the_same_gradients() -> None:
     expected = gradients(model)
     loss(traced(x), (1,)).backward()
     ours = gradients(model)
-    assert all(torch.equal(ours[name], gradient) for name, gradient in expected.items())
+    for name, gradient in expected.items():  # which folds BatchNorm, and the graph does not
+        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-3)
 
 
 def test_exported_and_traced_models_hold_no_function_of_python() -> None:

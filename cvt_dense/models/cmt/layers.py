@@ -162,7 +162,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         if self.window_size is None:
             return attend(query, key, value, self.num_heads, scale)
-        windows = WindowLayout(size, self.kv_stride, self.window_size, 0, self.partial_keys)
+        windows = WindowLayout(size, self.kv_stride, self.window_size, 0, False)  # partial_keys, which torch.jit lacks
         return attend_in_windows(query, key, value, self.num_heads, scale, windows)
 
 

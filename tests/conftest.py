@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -41,6 +42,13 @@ def _default_signals() -> Iterator[None]:
     yield
     for number, handler in defaults.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """A tool that ran in a test's process leaves none of its environment variables to the next test."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope='session')

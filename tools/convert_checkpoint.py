@@ -242,6 +242,9 @@ def main() -> None:
     whole = family.formats[found].to_trunk(tensors)
     check_complete(args.checkpoint, whole, family)
     variant = family.variant_of(whole)
+    departures = family.departures_of(whole)
+    if target == 'transformers' and departures:
+        raise UserError(f'{args.checkpoint} has other {", ".join(departures)} than transformers knows: leave out --to')
     if as_folder and variant is None:
         raise UserError(f"{args.checkpoint} is of no known variant, so transformers' config is not known: write a file")
     kept = kept_for(target, family, to_half(whole) if args.half else whole)

@@ -13,9 +13,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..checkpoints.published import PUBLISHED, Published
-from ..models.cvt.arch import ARCHS, Arch, get_arch
+from ..models.cvt.arch import ARCHS, MIN_SIZE, Arch, get_arch
 from ..models.cvt.layers import NORM_EPS
-from ..models.cvt.trunk import MIN_SIZE, Resolution, build_stages, reset_parameters
+from ..models.cvt.trunk import Resolution, build_stages, reset_parameters
 from ..models.images import check_images
 from ..models.per_block import PerBlock, WindowSize
 from ..models.settings import integer
@@ -68,7 +68,8 @@ class CvTClassifier(StagedModel):
     ) -> None:
         super().__init__()
         assert global_pool in _POOLS, f'global_pool must be one of {_POOLS}, got {global_pool!r}'
-        self.set_up(get_arch(arch), MIN_SIZE, in_chans, num_classes, drop_rate, dtype)
+        arch = get_arch(arch)
+        self.set_up(arch, arch.min_size, in_chans, num_classes, drop_rate, dtype)
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = self.arch.embed_dims[-1]
         self.num_prefix_tokens = 1
@@ -92,13 +93,13 @@ class CvTClassifier(StagedModel):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay should leave alone, besides norms and biases."""
-        return {name for name, _ in self.named_parameters() if name.endswith('cls_token')}
+        return {name for name, _ in self.named_parameters() if name.endswith(('cls_token', 'pos_embed.weight'))}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters by depth, for layer-wise learning rates: stages if ``coarse``, else blocks."""
         blocks = [
-            (r'^stages\.(\d+)\.(?:patch_embed|cls_token)', (-1,)),
+            (r'^stages\.(\d+)\.(?:patch_embed|pos_embed|cls_token)', (-1,)),
             (r'^stages\.(\d+)\.blocks\.(\d+)', None),
             (r'^norm', (99999,)),
         ]

@@ -14,11 +14,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..checkpoints.published import PUBLISHED, Published
-from ..models.cmt.arch import ARCHS, Arch, Resolution, get_arch, image_size
+from ..models.cmt.arch import ARCHS, Arch, Resolution, get_arch
 from ..models.cmt.trunk import build_stages, reset_parameters
 from ..models.images import check_images
 from ..models.per_block import PerBlock, WindowSize
-from ..models.settings import integer
+from ..models.settings import image_size, integer
 from ..models.stages import Stages
 from .timm_model import StagedModel, model_function
 

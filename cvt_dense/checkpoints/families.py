@@ -100,6 +100,10 @@ class Family:
             (name for name, arch in self.variants.items() if (arch.depths, arch.embed_dims) == (depths, dims)), None
         )
 
+    def departures_of(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Settings of the architecture that no published weights have, by name."""
+        return []
+
     def name_of(self, arch: StagedArch) -> str | None:
         """Name of the known variant that an architecture is."""
         return next((name for name, known in self.variants.items() if known == arch), None)
@@ -117,7 +121,39 @@ class _CvT(Family):
             [_length(tensors, f'stage{stage}.blocks.{block}.mlp.fc1.bias', dim) / dim for block in range(depth)]
             for stage, (dim, depth) in enumerate(zip(dims, depths))
         ]
-        return CvTArch(dims, [1] * len(dims), depths, mlp_ratio=ratios)  # the number of heads shows in no shape
+        choices = self.choices_of(tensors, len(dims))
+        for stage, position in enumerate(choices['position']):
+            if position == 'learned':
+                table = tensors[f'stage{stage}.pos_embed.weight']
+                choices['pretrain_size'] = [4 * 2**stage * side for side in table.shape[2:]]
+        return CvTArch(dims, [1] * len(dims), depths, mlp_ratio=ratios, **choices)  # heads show in no shape
+
+    def variant_of(self, tensors: Mapping[str, Tensor]) -> str | None:
+        return None if self.departures_of(tensors) else super().variant_of(tensors)
+
+    def departures_of(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        published, stages = CvTArch((1,), (1,), (1,)), len(self.depths_of(tensors))
+        choices = self.choices_of(tensors, stages).items()
+        return [name for name, values in choices if values != [getattr(published, name)] * stages]
+
+    def choices_of(self, tensors: Mapping[str, Tensor], stages: int) -> dict[str, Any]:
+        """What each stage has, of what :class:`~cvt_dense.models.cvt.arch.Arch` lets one choose for experiments."""
+        kernels = [tensors.get(self.embedding(stage)) for stage in range(stages)]
+        strides = [2 if stage else 4 for stage in range(stages)]
+        return dict(
+            projection=[
+                'conv' if _has(tensors, f'stage{i}.blocks.', '.conv_proj_') else 'linear' for i in range(stages)
+            ],
+            patch_embed=[
+                'patch' if kernel is not None and kernel.shape[-1] == stride else 'conv'
+                for kernel, stride in zip(kernels, strides)
+            ],
+            position=['learned' if f'stage{i}.pos_embed.weight' in tensors else 'none' for i in range(stages)],
+        )
+
+
+def _has(tensors: Mapping[str, Tensor], start: str, part: str) -> bool:
+    return any(name.startswith(start) and part in name for name in tensors)
 
 
 class _CMT(Family):

@@ -47,6 +47,21 @@ def boolean(value: Any, name: str) -> bool:
     return value
 
 
+def image_size(value: Any, least: int, name: str) -> int | tuple[int, int]:
+    """Take a setting for the side of an image, or its height and width.
+
+    Raises:
+        ValueError: If it is neither, or less than ``least``; the message gives its ``name``.
+    """
+    sides = tuple(value) if is_sequence(value) else (value, value)
+    if len(sides) != 2 or any(not is_integer(side) or side < least for side in sides):
+        raise ValueError(
+            f'{name} must be the side of an image, or its (height, width), of at least {least} pixels, '
+            f'got {shown(value)}'
+        )
+    return (int(sides[0]), int(sides[1])) if is_sequence(value) else int(value)
+
+
 def shown(value: Any, longest: int = 80) -> str:
     """A value in a message: in one line, and not too long."""
     text = ' '.join(repr(value).split())

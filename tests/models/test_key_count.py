@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES
 from golden import TINY
 from torch import nn
 
@@ -20,10 +21,10 @@ from cvt_dense.models.key_count import scale_by_key_count
 TOLERANCE = 1e-5
 
 
-def model(kind: type = CvTTrunk, **settings: Any) -> nn.Module:
+def model(kind: type = CvTTrunk, arch: dict[str, Any] = TINY, **settings: Any) -> nn.Module:
     """The same weights whatever the settings."""
     torch.manual_seed(0)
-    made = kind(TINY, **settings).eval()
+    made = kind(arch, **settings).eval()
     for parameter in made.parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))  # or attention is nearly flat whatever it is scaled by
     return made
@@ -118,7 +119,8 @@ def test_graphs_hold_no_number_of_keys(window_size: int | None) -> None:
 @pytest.mark.parametrize('window_size', [None, 5])
 def test_files_hold_no_number_of_keys(window_size: int | None, tmp_path: Path) -> None:
     path = tmp_path / 'model.onnx'
-    export(Exportable(model(CvT, reference_resolution=48, window_size=window_size)).eval(), path)  # compares
+    made = model(CvT, FAMILIES['cvt'].small, reference_resolution=48, window_size=window_size)
+    export(Exportable(made).eval(), path)  # compares
     assert path.is_file()
 
 

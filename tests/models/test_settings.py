@@ -143,6 +143,11 @@ WRONG: dict[tuple[type, str], list[Any]] = {
     (CMTArch, 'kv_stride'): [True, '2', None, {}, math.nan, 2.0, 0, -2, [2, 2], [8, [4, 2], 2, 1], ARRAY],
     (CMTArch, 'stem_channels'): NOT_POSITIVE,
     (CMTArch, 'pretrain_size'): [*NOT_RESOLUTION, None, 30],
+    **{
+        (Arch, name): [True, 1, None, {}, 'x', '', ['conv'], [None] * 3, ['x'] * 3, [['conv', 'conv']] * 3, ARRAY]
+        for name in ('projection', 'patch_embed', 'position')
+    },
+    (Arch, 'pretrain_size'): [*NOT_RESOLUTION, None],
     (Arch, 'kv_stride'): [True, '2', None, {}, math.nan, 2.0, 0, -2, [2, 2], [2, [2], 2], [2, 2, 0.5], ARRAY],
 }
 #: Whatever torch takes.

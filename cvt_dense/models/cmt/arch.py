@@ -12,7 +12,7 @@ from typing import Any
 
 from ..arch import StagedArch, look_up
 from ..per_block import PerBlock, per_block
-from ..settings import integer, is_integer, is_sequence, shown
+from ..settings import image_size, integer, is_sequence, shown
 from ..tokens import Size
 
 #: A side in pixels, or height and width.
@@ -70,21 +70,6 @@ class Arch(StagedArch):
     def pretrain_grid(self) -> tuple[int, ...]:
         """The longer side of each stage's map, likewise."""
         return tuple(max(grid) for grid in self.query_grids)
-
-
-def image_size(value: Resolution, least: int, name: str) -> int | Size:
-    """Take a setting for the side of an image, or its height and width.
-
-    Raises:
-        ValueError: If it is neither, or less than ``least``; the message gives its ``name``.
-    """
-    sides = tuple(value) if is_sequence(value) else (value, value)
-    if len(sides) != 2 or any(not is_integer(side) or side < least for side in sides):
-        raise ValueError(
-            f'{name} must be the side of an image, or its (height, width), of at least {least} pixels, '
-            f'got {shown(value)}'
-        )
-    return (int(sides[0]), int(sides[1])) if is_sequence(value) else int(value)
 
 
 #: The published variants.

@@ -75,12 +75,13 @@ class ConvAttention(nn.Module):
     Args:
         dim: Channels of the tokens.
         num_heads: Heads that they are split into.
-        kv_stride: Stride of the convolution of keys and values.
+        kv_stride: Stride of the convolution of keys and values; 1 without one.
         with_cls_token: Whether the first token is a cls token.
         window_size: Side of the windows that queries attend within, in tokens; None for the whole map. The
             convolutions see the whole map in either case.
         reference_keys: Number of keys that dot products are scaled relative to, see :meth:`scaled`; None for no such
             scale.
+        projection: ``'conv'`` or ``'linear'``, as :class:`~cvt_dense.models.cvt.arch.Arch` has it.
 
     Attributes:
         partial_keys: As :class:`~cvt_dense.models.window_layout.WindowLayout` has it.
@@ -96,6 +97,7 @@ class ConvAttention(nn.Module):
         with_cls_token: bool,
         window_size: int | None = None,
         reference_keys: int | None = None,
+        projection: str = 'conv',
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -104,9 +106,10 @@ class ConvAttention(nn.Module):
         self.window_size = window_size
         self.reference_keys = reference_keys
         self.with_cls_token = with_cls_token
-        self.conv_proj_q = ConvProjection(dim, stride=1)
-        self.conv_proj_k = ConvProjection(dim, stride=kv_stride)
-        self.conv_proj_v = ConvProjection(dim, stride=kv_stride)
+        is_conv = projection == 'conv'
+        self.conv_proj_q = ConvProjection(dim, stride=1) if is_conv else nn.Identity()
+        self.conv_proj_k = ConvProjection(dim, stride=kv_stride) if is_conv else nn.Identity()
+        self.conv_proj_v = ConvProjection(dim, stride=kv_stride) if is_conv else nn.Identity()
         self.proj_q = nn.Linear(dim, dim)
         self.proj_k = nn.Linear(dim, dim)
         self.proj_v = nn.Linear(dim, dim)
@@ -235,10 +238,11 @@ class Block(ResidualBlock):
         with_cls_token: bool,
         window_size: int | None = None,
         reference_keys: int | None = None,
+        projection: str = 'conv',
     ) -> None:
         super().__init__(drop_path)
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token, window_size, reference_keys)
+        self.attn = ConvAttention(dim, num_heads, kv_stride, with_cls_token, window_size, reference_keys, projection)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         # The published weights were trained with QuickGELU; GELU is off by 0.3-2 % of a map's largest value.
         self.mlp = QuickGELUMlp(dim, int(dim * mlp_ratio))

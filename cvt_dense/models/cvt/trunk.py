@@ -15,31 +15,38 @@ from ..embed import ConvEmbed
 from ..layout import Layout, pack, to_maps, unpack
 from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
 from ..recompute import recomputed
-from ..settings import boolean, integer, is_integer, is_sequence, shown
+from ..settings import boolean, image_size, integer, shown
 from ..tokens import Size
 from ..trunk import Place, StageOutput, Trunk
 from ..window_layout import key_map_size
-from .arch import Arch, get_arch
+from .arch import MIN_SIZE, Arch, get_arch
 from .layers import Block
-
-#: Side of the smallest image, in pixels: the stride of the deepest stage of the published variants.
-MIN_SIZE = 16
+from .position import LearnedPosition
 
 _PLACE = re.compile(r'stage(\d+)(?:\.blocks\.(\d+))?(?:\.|$)')
 #: A side in pixels, or height and width, or nothing.
 Resolution = int | Sequence[int] | None
+_REFERENCE = 'reference_resolution'
 
 
 class Stage(nn.Module):
     """One stage of CvT: convolutional token embedding, then blocks; a cls token where the variant has one.
 
     Attributes:
+        pos_embed: None but in experiments.
         with_cp: Recompute each block in the backward pass instead of keeping its activations.
     """
 
-    def __init__(self, patch_embed: ConvEmbed, blocks: list[Block], cls_token_dim: int | None = None) -> None:
+    def __init__(
+        self,
+        patch_embed: ConvEmbed,
+        blocks: list[Block],
+        cls_token_dim: int | None = None,
+        pos_embed: LearnedPosition | None = None,
+    ) -> None:
         super().__init__()
         self.patch_embed = patch_embed
+        self.pos_embed = pos_embed
         self.cls_token = None if cls_token_dim is None else nn.Parameter(torch.zeros(1, 1, cls_token_dim))
         self.blocks = nn.ModuleList(blocks)
         self.num_prefix_tokens = 0 if cls_token_dim is None else 1
@@ -60,6 +67,8 @@ class Stage(nn.Module):
         sizes: list[Size] = []
         for x in maps:
             tokens, size = self.patch_embed(x)
+            if self.pos_embed is not None:
+                tokens = self.pos_embed(tokens, size)
             if self.cls_token is not None:
                 cls_token = self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
                 tokens = torch.cat((cls_token, tokens), dim=1)
@@ -110,35 +119,36 @@ def build_stages(
     elif integer(num_stages, 'num_stages') > arch.num_stages:
         raise ValueError(f'num_stages must be at most {arch.num_stages}, as many as the variant has, got {num_stages}')
     mlp_ratio = per_block(arch.mlp_ratio, arch.depths, 'mlp_ratio')
-    kv_stride = per_block(arch.kv_stride, arch.depths, 'kv_stride')
+    projection = per_block(arch.projection, arch.depths, 'projection')
     windows = window_sizes(window_size, arch.depths, arch.pretrain_grid)
     drop_path = drop_path_rates(drop_path_rate, arch.depths)
-    size = None if reference_resolution is None else _check_resolution(reference_resolution)
+    size = None if reference_resolution is None else _both(image_size(reference_resolution, MIN_SIZE, _REFERENCE))
+    grid = _both(arch.pretrain_size)
     stages = []
     for index in range(num_stages):
         dim, heads = arch.embed_dims[index], arch.num_heads[index]
         with_cls_token = index == arch.num_stages - 1
-        if index == 0:
-            patch_embed = ConvEmbed(in_channels, dim, kernel_size=7, stride=4, padding=2)
-        else:
-            patch_embed = ConvEmbed(arch.embed_dims[index - 1], dim, kernel_size=3, stride=2, padding=1)
+        channels = arch.embed_dims[index - 1] if index else in_channels
+        kernel_size, stride, padding = (3, 2, 1) if index else (7, 4, 2)
+        if arch.per_stage('patch_embed')[index] == 'patch':
+            kernel_size, padding = stride, 0
+        patch_embed = ConvEmbed(channels, dim, kernel_size, stride, padding)
+        grid = convolved_size(grid, patch_embed.proj)
         size = None if size is None else convolved_size(size, patch_embed.proj)
         blocks = []
-        for ratio, stride, drop, window in zip(mlp_ratio[index], kv_stride[index], drop_path[index], windows[index]):
+        for ratio, stride, drop, window, kind in zip(
+            mlp_ratio[index], arch.kv_strides[index], drop_path[index], windows[index], projection[index]
+        ):
             keys = None if size is None else _reference_keys(size, stride, with_cls_token, reference_resolution)
-            blocks.append(Block(dim, heads, ratio, stride, drop, with_cls_token, window, keys))
-        stages.append(Stage(patch_embed, blocks, dim if with_cls_token else None))
+            blocks.append(Block(dim, heads, ratio, stride, drop, with_cls_token, window, keys, kind))
+        pos_embed = LearnedPosition(dim, grid) if arch.per_stage('position')[index] == 'learned' else None
+        stages.append(Stage(patch_embed, blocks, dim if with_cls_token else None, pos_embed))
     return stages
 
 
-def _check_resolution(resolution: Resolution) -> Size:
-    size = tuple(resolution) if is_sequence(resolution) else (resolution, resolution)
-    if len(size) != 2 or any(not is_integer(side) or side < MIN_SIZE for side in size):
-        raise ValueError(
-            f'reference_resolution must be the side of an image, or its (height, width), of at least {MIN_SIZE} '
-            f'pixels, got {shown(resolution)}'
-        )
-    return int(size[0]), int(size[1])
+def _both(size: int | Size) -> Size:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def _reference_keys(size: Size, kv_stride: int, with_cls_token: bool, resolution: Resolution) -> int:
@@ -146,7 +156,7 @@ def _reference_keys(size: Size, kv_stride: int, with_cls_token: bool, resolution
     count = rows * columns + int(with_cls_token)
     if count < 2:
         raise ValueError(
-            f'reference_resolution {shown(resolution)} is too small: it leaves a single key to attend to, the '
+            f'{_REFERENCE} {shown(resolution)} is too small: it leaves a single key to attend to, the '
             'logarithm of which is 0'
         )
     return count
@@ -154,7 +164,7 @@ def _reference_keys(size: Size, kv_stride: int, with_cls_token: bool, resolution
 
 @torch.no_grad()
 def reset_parameters(model: nn.Module) -> None:
-    """Draw a model's weights anew: linear layers and cls token from N(0, 0.02²) cut at ±2, zero biases."""
+    """Draw a model's weights anew: linear layers, cls token and positions from N(0, 0.02²) cut at ±2, zero biases."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             trunc_normal_(module.weight, std=0.02)
@@ -163,6 +173,8 @@ def reset_parameters(model: nn.Module) -> None:
             module.reset_parameters()
         elif isinstance(module, Stage) and module.cls_token is not None:
             trunc_normal_(module.cls_token, std=0.02)
+        elif isinstance(module, LearnedPosition):
+            trunc_normal_(module.weight, std=0.02)
 
 
 class CvTTrunk(Trunk):
@@ -213,7 +225,7 @@ class CvTTrunk(Trunk):
 
     @property
     def min_size(self) -> int:
-        return MIN_SIZE
+        return self.arch.min_size
 
     @staticmethod
     def place_of(name: str) -> Place | None:

@@ -143,7 +143,7 @@ def test_the_second_run_does_nothing(machine: Machine) -> None:
     assert result.returncode == 0, result.stderr
     asked = machine.asked.splitlines()
     assert re.match(r'pip .*uv==\d', asked[0])
-    assert asked[1].startswith('uv pip sync requirements/onedl.txt')
+    assert asked[1].startswith('uv pip sync --compile-bytecode requirements/onedl.txt')
     assert '-e .' in asked[2]
     assert asked[3] == 'check cpu'
     assert '[24/78] nms.cpp\n' in result.stdout
@@ -168,7 +168,7 @@ def test_a_change_makes_the_environment_anew(machine: Machine, changed: str) -> 
 def test_another_stack_python_or_checkout_makes_it_anew(machine: Machine) -> None:
     machine.make()
     machine.make('openmmlab')
-    assert 'uv pip sync requirements/openmmlab.txt' in machine.asked
+    assert 'uv pip sync --compile-bytecode requirements/openmmlab.txt' in machine.asked
     machine.make('openmmlab', VERSION='3.12')
     assert 'uv pip sync' in machine.asked
     machine.root = machine.root.rename(machine.root.with_name('moved'))

@@ -26,9 +26,11 @@ make_env() {
         export FORCE_CUDA=1
         set -- --config-settings-package "onedl-mmcv:cuda=$variant" --config-settings-package "mmcv:cuda=$variant"
     fi
+    # Bytecode now: where Python may not write any (PYTHONDONTWRITEBYTECODE, as in many containers), each run of a tool
+    # would compile all that it imports, which takes longer than importing it.
     # Of the build, which uv logs line by line and repeats if it fails: a line a file, and errors.
     MAX_JOBS=${MAX_JOBS:-$jobs} RUST_LOG=uv_build_frontend=debug \
-        "$venv/bin/uv" pip sync "requirements/$stack.txt" -p "$venv/bin/python" "$@" 2>&1 | tee "$venv/uv.log" |
+        "$venv/bin/uv" pip sync --compile-bytecode "requirements/$stack.txt" -p "$venv/bin/python" "$@" 2>&1 | tee "$venv/uv.log" |
         sed -u -E -e 's#^DEBUG (\[[0-9]+/[0-9]+\]) .*[/ ]([^/ ]+\.(cpp|cc|cu)) -o .*#\1 \2#' \
             -e 's#^DEBUG (.*([Ee]rror:|Killed|No space left).*)#\1#' -e '/^DEBUG|^ [-+~] /d' -e '/^ +\[stdout\]$/,/^ +\[stderr\]$/d'
     "$venv/bin/uv" pip install --quiet --offline --no-build-isolation --no-deps -p "$venv/bin/python" -e .

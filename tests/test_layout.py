@@ -140,7 +140,8 @@ def test_any_module_may_be_the_first_to_import_mmengine() -> None:
     """Each in a process forked from one that has imported torch and timm alone, which takes seconds."""
     code = f"""
 import importlib, os, sys
-import addict, cv2, matplotlib.pyplot, numpy, pycocotools.mask, rich.console, timm, torch, yaml, yapf
+import addict, cv2, matplotlib.pyplot, numpy, pycocotools.mask, rich.console, scipy.optimize, shapely.geometry
+import sklearn.gaussian_process, timm, torch._dynamo, torchvision.ops, yaml, yapf
 failed = []
 for name in {[f'cvt_dense.{name_of(path)}' for path in FIRST]}:
     sys.stdout.flush()

@@ -30,7 +30,7 @@ EDGE = 2  # pixels of a neck's map that its convolution, and those above it, rea
 @pytest.fixture
 def pictures(data: Path, tmp_path: Path) -> list[torch.Tensor]:
     """Four nuclei of different sizes."""
-    crop_to_mixed_sizes(data / 'nuclei', tmp_path / 'nuclei')
+    crop_to_mixed_sizes(data / 'nuclei', tmp_path / 'nuclei', count=12)
     paths = sorted((tmp_path / 'nuclei/val').iterdir())[:4]
     found = [torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1) for path in paths]
     assert len({picture.shape for picture in found}) == 4
@@ -79,7 +79,7 @@ def test_a_batch_of_real_pictures_gives_the_features_of_each(pictures: list[torc
 @pytest.mark.slow
 def test_ap_is_the_same_at_batch_sizes_of_1_and_of_4(data: Path, tmp_path: Path) -> None:
     """Without norms in neck and heads, as all configs for large models are; GroupNorm moves AP by up to a point."""
-    crop_to_mixed_sizes(data / 'nuclei', tmp_path / 'nuclei')
+    crop_to_mixed_sizes(data / 'nuclei', tmp_path / 'nuclei', count=72)
     env = os.environ | dict(NUCLEI_ROOT=str(tmp_path / 'nuclei'))
     plain = ['model.neck.norm_cfg=None', 'model.roi_head.mask_head.norm_cfg=None']
     short = ['train_cfg.max_epochs=2', 'param_scheduler.1.end=2', 'randomness.seed=0', 'default_hooks.samples=None']

@@ -95,16 +95,19 @@ def test_what_is_asked_of_and_set_on_a_wrapped_data_set_reaches_it(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ('by_epoch', 'settings'),
+    ('by_epoch', 'settings', 'die_at', 'workers'),
     [
-        (True, {}),
-        (True, dict(batch_sampler=dict(type='mmdet.AspectRatioBatchSampler'))),
-        (False, {}),
-        (False, dict(sampler='InfiniteSampler')),
-        (False, dict(drop_last=True)),
+        (True, {}, 2, 0),
+        (True, {}, 6, 0),
+        (True, {}, 10, 1),
+        (True, dict(batch_sampler=dict(type='mmdet.AspectRatioBatchSampler')), 6, 0),
+        (True, dict(batch_sampler=dict(type='mmdet.AspectRatioBatchSampler')), 10, 1),
+        (False, {}, 6, 0),
+        (False, {}, 10, 0),
+        (False, dict(sampler='InfiniteSampler'), 10, 1),
+        (False, dict(drop_last=True), 6, 0),
     ],
 )
-@pytest.mark.parametrize(('die_at', 'workers'), [(2, 0), (6, 0), (10, 0), (10, 1)])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, by_epoch: bool, settings: dict[str, Any], die_at: int, workers: int
 ) -> None:

@@ -124,6 +124,7 @@ RUN_ELSEWHERE = {
     'export': 'tests/tools/test_export.py',
     'integrations': 'tests/test_integrations.py',
     'publishing': 'tests/tools/test_publish_model.py',
+    'pretraining': 'tests/tools/test_run_timm.py',
 }
 PYTHON_BLOCKS = [
     pytest.param(path, block, id=f'{path.stem}-{number}')

@@ -14,8 +14,9 @@ from torch import Tensor
 
 StateDict = dict[str, Tensor]
 
-#: Keys under which training frameworks keep the model beside their optimizer and bookkeeping.
-_CONTAINERS = ('state_dict', 'model', 'model_ema')
+#: Keys under which training frameworks keep the model beside their optimizer and bookkeeping. timm's average of the
+#: weights comes before the weights, as in timm itself: a run's best checkpoint is the one whose average did best.
+_CONTAINERS = ('state_dict_ema', 'state_dict', 'model', 'model_ema')
 #: What wrappers and detectors put before the backbone's names.
 _WRAPPERS = ('module.', '_orig_mod.', 'backbone.')
 
@@ -182,8 +183,8 @@ def unwrap(checkpoint: Mapping[str, Any], prefix: str | None = None) -> StateDic
     """Take the backbone's tensors out of what a training framework saved around them.
 
     Args:
-        checkpoint: A state dict, or a dict that holds one under ``state_dict``, ``model`` or, without these,
-            ``model_ema``.
+        checkpoint: A state dict, or a dict that holds one under ``state_dict_ema`` (timm's), ``state_dict``, ``model``
+            or, without these, ``model_ema``.
         prefix: What the backbone's names begin with; by default ``module.``, ``_orig_mod.`` (torch.compile's) and
             ``backbone.`` are found by themselves.
     """

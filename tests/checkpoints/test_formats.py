@@ -126,6 +126,7 @@ def test_what_transformers_saves_computes_the_same_here_with_our_activation(name
         (('state_dict',), 'module.backbone.'),
         (('state_dict',), '_orig_mod.backbone.'),
         (('state_dict', 'model'), 'backbone.'),
+        (('state_dict_ema',), 'module.'),
     ],
 )
 @pytest.mark.parametrize('known', FORMATS.items(), ids=lambda known: known[0])
@@ -140,6 +141,11 @@ def test_wrappers_are_taken_off(
     tensors, name = to_trunk(checkpoint)
     assert name == format_name
     assert same(tensors, official)
+
+
+def test_of_timms_two_the_average_is_taken_as_by_timm(official: dict[str, Tensor]) -> None:
+    plain = {key: tensor + 1 for key, tensor in official.items()}
+    assert same(to_trunk({'state_dict': plain, 'state_dict_ema': official})[0], official)
 
 
 def test_of_a_detector_only_the_backbone_is_taken(official: dict[str, Tensor]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import distributed
 
@@ -50,6 +52,8 @@ class Signals:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._receive)
+        if not isinstance(sys.unraisablehook, _WithoutInterruptions):
+            sys.unraisablehook = _WithoutInterruptions(sys.unraisablehook)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a process that was forked, before it has said what signals are to it
@@ -64,6 +68,21 @@ class Signals:
         if self.response == 'raise':
             raise Interrupted(number)
         _say(f'{signal.Signals(number).name}: saving and stopping; once more to stop at once')
+
+
+class _WithoutInterruptions:
+    """Reports what Python can only report, less :class:`Interrupted`, which is noted and obeyed later.
+
+    A signal may come while a destructor runs, or what is called around a fork: an exception goes no further from there,
+    and would look like a fault.
+    """
+
+    def __init__(self, report: Callable[[Any], object]) -> None:
+        self._report = report
+
+    def __call__(self, unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._report(unraisable)
 
 
 def _say(line: str) -> None:

@@ -102,7 +102,7 @@ def test_what_is_no_setting_is_left_out_of_a_config(tmp_path: Path) -> None:
     [(NEW, SMALL, 'epoch_1.pth'), (SEGMENTATION, SMALL_SEGMENTATION, 'iter_2.pth')],
     ids=['new style', 'names'],
 )
-def test_every_tool_runs_with_every_flag_and_again_on_the_config_that_it_kept(
+def test_tools_run_with_every_flag_and_again_on_the_config_that_they_kept(
     tool: Tool, shapes: Path, tmp_path: Path, config: Path, small: list[str], checkpoint: str
 ) -> None:
     """What a tool adds to a config is there once, and what starts a run is not kept."""
@@ -135,6 +135,8 @@ def test_every_tool_runs_with_every_flag_and_again_on_the_config_that_it_kept(
         assert out.exists()
     assert 'Dump' not in (tmp_path / 'test' / config.name).read_text()
     assert len(list((tmp_path / 'shown').glob('*.png'))) == 2
+    if config != NEW:
+        return  # the other tools read configs of this style in tests of their own
 
     images = shapes / 'images/validation'
     tool('predict', kept, work_dir / checkpoint, images, '--out', tmp_path / 'predictions')

@@ -119,6 +119,7 @@ CANDIDATES: dict[str, Candidate] = {
     'cvt-13': Candidate(lambda: Maps('cvt-13')),
     'cvt-13-windowed': Candidate(lambda: Maps('cvt-13', window_size=WINDOWS)),
     'cvt-13-few-global': Candidate(lambda: Maps('cvt-13', window_size=FEW_GLOBAL)),
+    'cvt-13-fast': Candidate(lambda: Maps('cvt-13', window_size='fast')),
     'cvt-13-compiled': Candidate(lambda: Maps('cvt-13'), compiled=True),
     'cvt-13-bf16': Candidate(lambda: Maps('cvt-13'), dtype=torch.bfloat16),
     'cvt-13-fp16': Candidate(lambda: Maps('cvt-13'), dtype=torch.float16),
@@ -502,6 +503,8 @@ def main() -> None:
                 print(f'{mode}: time of {name} grows with the {exponent:.2f}th power of the pixels')
     by = ', '.join(f'{rate / 1e9:.0f} by {name}' for name, rate in rates.items())
     print(f'\nGFLOP/s in float32 matrix products: {by}; results and plot in {out}')
+    if rates.get('oneDNN', 0) > 1.25 * rates.get('BLAS', math.inf):
+        print('BLAS is the slower one: docs/performance.md, "On AMD", may have what makes PyTorch faster here')
     if stop:
         total = len(cases) * len(rows)
         raise cli.Stopped(stop.number, f'{stop} after {len(results)} of {total} rows, which are in {out}')

@@ -33,7 +33,7 @@ class CvT(MultiScale, CvTTrunk, BaseModule):
             stage, or one per block.
         window_size: Side of the windows that attention is confined to, in tokens: one value for all blocks, one per
             stage or one per block; ``'pretrain'`` for the token grid of the checkpoints' resolution, 96/48/24; None
-            for exact, global attention.
+            for exact, global attention. ``'fast'``, for all blocks, is 24 in all but the last one.
         reference_resolution: Side of the images that attention was trained on, in pixels, or ``(height, width)``: for
             images with more keys it is sharpened, and with fewer flattened (see
             :class:`~cvt_dense.models.cvt.trunk.CvTTrunk`). None leaves it as published.

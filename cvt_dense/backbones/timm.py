@@ -39,8 +39,8 @@ class CvTClassifier(StagedModel):
             ``'avgmax'`` of the other tokens, ``''`` for all tokens.
         drop_rate: Dropout probability before the head.
         drop_path_rate: Drop-path probability of the last block, rising linearly from 0; or one per stage or block.
-        window_size: Side of the attention windows, as :func:`cvt_dense.models.per_block.window_sizes` takes it; None
-            for exact, global attention.
+        window_size: Side of the attention windows, as :class:`~cvt_dense.models.cvt.trunk.CvTTrunk` takes it; None for
+            exact, global attention.
         reference_resolution: Side of the images that attention was trained on, in pixels, as
             :class:`~cvt_dense.models.cvt.trunk.CvTTrunk` takes it; None leaves attention as published.
         device: Where the parameters are made.

@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, required=True, help='folder for the runs and results.json')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='a training of each (default: 0 1 2)')
     parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS), help='default: all')
-    parser.add_argument('--epochs', type=int, default=12, help='of a training (default: 12)')
+    parser.add_argument('--epochs', type=int, default=10, help='of a training (default: 10)')
     parser.add_argument('--crops', type=int, nargs=2, default=[500, 150], help='of each class, to train on and to test')
     return parser.parse_args()
 

@@ -80,6 +80,18 @@ class Arch(StagedArch):
         side = max(self.pretrain_size) if is_sequence(self.pretrain_size) else self.pretrain_size
         return tuple(max(1, side // stride) for stride in self.strides)
 
+    @property
+    def fast_windows(self) -> list[list[int | None]]:
+        """What ``window_size='fast'`` stands for: windows throughout, and global attention in the last block alone.
+
+        Windows have the side of the last stage's map in pre-training. In the blocks between, convolutions and the cls
+        token carry what is beyond them (as convolutions do in ViTDet, arXiv 2203.16527, section 3).
+        """
+        side = self.pretrain_grid[-1]
+        windows: list[list[int | None]] = [[side] * depth for depth in self.depths]
+        windows[-1][-1] = None
+        return windows
+
     def per_stage(self, name: str) -> list[str]:
         """A setting of stages by its name, one value per stage."""
         return [value for (value,) in per_block(getattr(self, name), [1] * self.num_stages, name)]

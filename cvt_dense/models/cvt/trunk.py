@@ -107,7 +107,7 @@ def build_stages(
         in_channels: Channels of the image.
         drop_path_rate: As :func:`~cvt_dense.models.per_block.drop_path_rates` takes it.
         window_size: As :func:`~cvt_dense.models.per_block.window_sizes` takes it; ``'pretrain'`` for the variant's
-            ``pretrain_grid``.
+            ``pretrain_grid``, ``'fast'`` for its ``fast_windows``.
         num_stages: Only the first so many; all by default. The last stage of the variant has the cls token.
         reference_resolution: As :class:`CvTTrunk` takes it.
 
@@ -120,6 +120,8 @@ def build_stages(
         raise ValueError(f'num_stages must be at most {arch.num_stages}, as many as the variant has, got {num_stages}')
     mlp_ratio = per_block(arch.mlp_ratio, arch.depths, 'mlp_ratio')
     projection = per_block(arch.projection, arch.depths, 'projection')
+    if isinstance(window_size, str) and window_size == 'fast':
+        window_size = arch.fast_windows
     windows = window_sizes(window_size, arch.depths, arch.pretrain_grid)
     drop_path = drop_path_rates(drop_path_rate, arch.depths)
     size = None if reference_resolution is None else _both(image_size(reference_resolution, MIN_SIZE, _REFERENCE))
@@ -188,7 +190,7 @@ class CvTTrunk(Trunk):
             stage, or one per block.
         window_size: Side of the windows that attention is confined to, in tokens: one value for all blocks, one per
             stage or one per block; ``'pretrain'`` for the token grid of the checkpoints' resolution, 96/48/24; None
-            for exact, global attention.
+            for exact, global attention. ``'fast'``, for all blocks, is 24 in all but the last one.
         with_cp: Recompute each block in the backward pass (activation checkpointing).
         num_stages: Build only the first so many stages; all by default.
         reference_resolution: Side of the images that attention was trained on, in pixels, or ``(height, width)``: for

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from cvt_dense import CvTTrunk
 from cvt_dense.models.cvt.arch import ARCHS, Arch, get_arch
 
 TINY = dict(embed_dims=[16, 48], num_heads=[1, 3], depths=[1, 2])
@@ -47,3 +48,14 @@ def test_other_types_are_refused() -> None:
 def test_the_grid_of_pre_training_is_that_of_384_pixels() -> None:
     assert [ARCHS[name].pretrain_grid for name in ARCHS] == [(96, 48, 24)] * 3
     assert get_arch(TINY).pretrain_grid == (96, 48)
+
+
+@pytest.mark.parametrize(
+    ('depths', 'last'),
+    [([1, 1], [None]), ([1, 2], [24, None]), ([2, 10], [24] * 9 + [None])],
+)
+def test_fast_windows_leave_the_last_block_global(depths: list[int], last: list[object]) -> None:
+    arch = dict(embed_dims=[16, 48, 48], num_heads=[1, 3, 3], depths=[1, *depths])
+    trunk = CvTTrunk(arch, window_size='fast')
+    windows = [[block.attn.window_size for block in stage.blocks] for stage in trunk.stages]
+    assert windows == [[24], [24] * depths[0], last]

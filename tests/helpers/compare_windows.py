@@ -3,7 +3,7 @@
 Of CvT-13 with the generated weights of the tests, and of the demo's CvT, which was trained.
 
 Example:
-    python tests/helpers/compare_windows.py --image data/coco_mini/val2017/000000000139.jpg
+    python tests/helpers/compare_windows.py --image data/coco_mini/val2017/000000006818.jpg
 """
 
 from __future__ import annotations

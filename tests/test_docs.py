@@ -200,7 +200,7 @@ def test_commands_are_ones_that_the_tools_take(
     targets = re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
     for program, *arguments in documents.calls(script, tmp_path):
         is_pytest = program == 'python' and arguments[:2] == ['-m', 'pytest']
-        script = r'tools/\w+\.py|tests/kill_and_resume\.py|tests/helpers/compare_(padding|sizes)\.py'
+        script = r'tools/\w+\.py|tests/kill_and_resume\.py|tests/helpers/compare_\w+\.py'
         tools = [place for place, word in enumerate(arguments) if re.fullmatch(script, word) and not is_pytest]
         if tools and len(arguments) > tools[0] + 1:
             check_tool(arguments[tools[0]], arguments[tools[0] + 1 :], monkeypatch)

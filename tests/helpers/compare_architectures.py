@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -52,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--camvid', type=Path, required=True, help="CamVid's folder, in ADE20K's layout")
-    parser.add_argument('--out', type=Path, required=True, help='folder for the runs and results.json')
+    parser.add_argument('--out', type=Path, required=True, help='folder for the runs, results.json and results.png')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='a training of each (default: 0 1 2)')
     parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS), help='default: all')
     parser.add_argument('--epochs', type=int, default=10, help='of a training (default: 10)')
@@ -167,6 +168,22 @@ def train(name: str, seed: int, train_set: TensorDataset, val_set: TensorDataset
     return runner.message_hub.get_scalar('val/crops/accuracy').current()
 
 
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw each training as a point, and the mean of each variant as a line."""
+    names = list(results)
+    figure = Figure(figsize=(9, 0.4 * len(names) + 1), layout='constrained')
+    axes = figure.subplots()
+    for row, name in enumerate(names):
+        values = list(results[name].values())
+        axes.plot(values, [row] * len(values), 'o', color='tab:blue', alpha=0.6)
+        axes.plot([mean(values)] * 2, [row - 0.3, row + 0.3], color='black')
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel('accuracy in %, a point a training')
+    axes.grid(axis='x', alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     args = parse_args()
     torch.manual_seed(0)
@@ -186,6 +203,8 @@ def main() -> None:
             results.setdefault(name, {})[str(seed)] = accuracy
             path.write_text(json.dumps(results, indent=1))
             print(f'{name}, seed {seed}: {accuracy:.1f} % ({time.perf_counter() - started:.0f} s)', flush=True)
+    results = {name: results[name] for name in VARIANTS if name in results}
+    plot(results, args.out / 'results.png')
     for name, found in results.items():
         values = list(found.values())
         spread = f' ± {stdev(values):.1f}' if len(values) > 1 else ''

@@ -28,6 +28,7 @@ PROGRAMS = (
     'tar',
     'sed',
     'source',
+    'cc',
 )
 STUBS = ''.join(f'{name}() {{ printf "%s\\x1f" {name} "$@"; printf "\\x1e"; }} >> calls\n' for name in PROGRAMS)
 

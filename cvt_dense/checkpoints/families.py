@@ -145,7 +145,7 @@ class _CvT(Family):
                 'conv' if _has(tensors, f'stage{i}.blocks.', '.conv_proj_') else 'linear' for i in range(stages)
             ],
             patch_embed=[
-                'patch' if kernel is not None and kernel.shape[-1] == stride else 'conv'
+                'patch' if kernel is not None and kernel.ndim == 4 and kernel.shape[-1] == stride else 'conv'
                 for kernel, stride in zip(kernels, strides)
             ],
             position=['learned' if f'stage{i}.pos_embed.weight' in tensors else 'none' for i in range(stages)],

@@ -27,6 +27,9 @@ ARCHS = {
 }
 
 
+OF_THE_MAP = 'of the map'
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of model that a toolkit has.
@@ -36,7 +39,8 @@ class Family:
         name: The method's.
         config: One config of it, below the toolkit's ``configs``.
         out_indices: Maps that replace those of the config's backbone; found by how many it has, if not given.
-        options: What has to change besides ``in_channels``, which are filled in: values by the settings' dotted names.
+        options: What has to change besides ``in_channels``, which are filled in: values by the settings' dotted names;
+            ``OF_THE_MAP`` is the number of channels of the one map.
         error: What the family stops with, where it does, and in which file: a pattern.
         size: Height and width of the pictures that it is trained with.
         needs: A package that it imports besides.
@@ -77,7 +81,7 @@ def adapted(family: Family, backbone: str = 'CvT') -> ConfigDict:
         at = model
         for parent in parents:
             at = at[int(parent)] if isinstance(at, list) else at[parent]
-        at[last] = value
+        at[last] = ARCHS[backbone]['embed_dims'][family.out_indices[0]] if value == OF_THE_MAP else value
     if 'teacher_config' in model:  # found from the toolkit's root otherwise
         model.teacher_config = str(folder(family.toolkit).parent / model.teacher_config)
     indices = family.out_indices or _like(model)
@@ -404,7 +408,7 @@ SEGMENTATION = _of(
         'Segmenter': ('segmenter/segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py', dict(out_indices=(2,))),
         'Segmenter, FCN': (
             'segmenter/segmenter_vit-s_fcn_8xb1-160k_ade20k-512x512.py',
-            dict(out_indices=(2,), options={'decode_head.channels': 96}),
+            dict(out_indices=(2,), options={'decode_head.channels': OF_THE_MAP}),
         ),
         'K-Net, FCN': 'knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py',
         'K-Net, PSPNet': 'knet/knet-s3_r50-d8_pspnet_8xb2-adamw-80k_ade20k-512x512.py',

@@ -122,10 +122,10 @@ class _CvT(Family):
             for stage, (dim, depth) in enumerate(zip(dims, depths))
         ]
         choices = self.choices_of(tensors, len(dims))
-        for stage, position in enumerate(choices['position']):
-            if position == 'learned':
-                table = tensors[f'stage{stage}.pos_embed.weight']
-                choices['pretrain_size'] = [4 * 2**stage * side for side in table.shape[2:]]
+        if 'learned' in choices['position']:
+            first = choices['position'].index('learned')  # the maps of later stages follow from its own
+            table = tensors[f'stage{first}.pos_embed.weight']
+            choices['pretrain_size'] = [4 * 2**first * side for side in table.shape[2:]]
         return CvTArch(dims, [1] * len(dims), depths, mlp_ratio=ratios, **choices)  # heads show in no shape
 
     def variant_of(self, tensors: Mapping[str, Tensor]) -> str | None:

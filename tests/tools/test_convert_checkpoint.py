@@ -197,6 +197,17 @@ def test_an_unknown_variant_is_converted_without_running_it(
     assert 'no known variant, so no image was run' in capsys.readouterr().out
 
 
+def test_layers_that_transformers_lacks_are_refused_for_it_and_kept_for_timm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(CvT(TINY | dict(position='learned', pretrain_size=64)).state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=r'has other position than transformers knows: leave out --to$'):
+        convert(monkeypatch, tmp_path / 'a.pth', tmp_path / 'b.safetensors', '--to', 'hf')
+    assert not (tmp_path / 'b.safetensors').exists()
+    convert(monkeypatch, tmp_path / 'a.pth', tmp_path / 'b.safetensors', '--to', 'timm')
+    assert 'stages.0.pos_embed.weight' in load_file(tmp_path / 'b.safetensors')
+
+
 def test_what_is_there_is_overwritten_only_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(weights(Classifier(TINY, 10)), tmp_path / 'in.pth')
     out = tmp_path / 'out.pth'

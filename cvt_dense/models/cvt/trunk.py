@@ -19,7 +19,7 @@ from ..settings import boolean, image_size, integer, shown
 from ..tokens import Size
 from ..trunk import Place, StageOutput, Trunk
 from ..window_layout import key_map_size
-from .arch import MIN_SIZE, Arch, get_arch
+from .arch import Arch, get_arch
 from .layers import Block
 from .position import LearnedPosition
 
@@ -124,7 +124,7 @@ def build_stages(
         window_size = arch.fast_windows
     windows = window_sizes(window_size, arch.depths, arch.pretrain_grid)
     drop_path = drop_path_rates(drop_path_rate, arch.depths)
-    size = None if reference_resolution is None else _both(image_size(reference_resolution, MIN_SIZE, _REFERENCE))
+    size = None if reference_resolution is None else _both(image_size(reference_resolution, arch.min_size, _REFERENCE))
     grid = _both(arch.pretrain_size)
     stages = []
     for index in range(num_stages):

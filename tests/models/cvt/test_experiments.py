@@ -24,6 +24,7 @@ OPTIONS = [
     dict(patch_embed='patch'),
     dict(position='learned', pretrain_size=64),
     dict(position=['learned', 'none', 'learned'], pretrain_size=(48, 96)),
+    dict(position='learned', pretrain_size=52),  # of maps of 13, 7 and 4 tokens: rounded up on the way
     dict(projection='linear', patch_embed='patch', position='learned', pretrain_size=64),
 ]
 each_option = pytest.mark.parametrize('options', OPTIONS, ids=str)

@@ -10,7 +10,7 @@ from torch import nn
 
 from cvt_dense import CvTTrunk
 from cvt_dense.analysis.flops import count_macs
-from cvt_dense.models.cvt.trunk import MIN_SIZE
+from cvt_dense.models.cvt.arch import MIN_SIZE
 
 TOLERANCE = 1e-5  # of each map's largest value
 

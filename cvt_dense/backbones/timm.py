@@ -99,11 +99,11 @@ class CvTClassifier(StagedModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters by depth, for layer-wise learning rates: stages if ``coarse``, else blocks."""
         blocks = [
-            (r'^stages\.(\d+)\.(?:patch_embed|pos_embed|cls_token)', (-1,)),
+            (r'^stages\.(\d+)\.(?:stem|patch_embed|pos_embed|cls_token)', (-1,)),
             (r'^stages\.(\d+)\.blocks\.(\d+)', None),
             (r'^norm', (99999,)),
         ]
-        return dict(stem=r'^stages\.0\.patch_embed', blocks=r'^stages\.(\d+)' if coarse else blocks)
+        return dict(stem=r'^stages\.0\.(?:stem|patch_embed)', blocks=r'^stages\.(\d+)' if coarse else blocks)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh head on; without ``global_pool`` the pooling stays as it is.

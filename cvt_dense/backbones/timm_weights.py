@@ -49,7 +49,7 @@ def fitting(
     own = family.formats['timm'].to_trunk(model.state_dict())
     tensors, adapted = family.adapted(tensors, own, model)
     stages = {key: tensor for key, tensor in own.items() if family.stage_of(key) is not None}
-    stem = family.stem()
+    stem = family.stem(own)
     if adapts_stem and stem in tensors:
         stages[stem] = tensors[stem]
     check_fit(name, tensors, stages, family, model.arch, len(model.stages))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,8 +47,8 @@ class Family:
         """Name of the weight of a stage's embedding convolution."""
         raise NotImplementedError
 
-    def stem(self) -> str:
-        """Name of the weight of the convolution that sees the image."""
+    def stem(self, tensors: Container[str]) -> str:
+        """Name of the weight of the convolution that sees the image, of a trunk that has these tensors."""
         return self.embedding(0)
 
     def arch_of(self, tensors: StateDict, dims: list[int], depths: list[int]) -> StagedArch:
@@ -78,7 +78,7 @@ class Family:
 
     def settings_like(self, variant: str, tensors: StateDict) -> dict[str, int]:
         """Settings of the trunk of a known variant that make it fit tensors, where they are not the variant's own."""
-        channels = int(tensors[self.stem()].shape[1])
+        channels = int(tensors[self.stem(tensors)].shape[1])
         return {} if channels == 3 else dict(in_channels=channels)
 
     def stage_of(self, name: str) -> int | None:
@@ -109,6 +109,9 @@ class Family:
         return next((name for name, known in self.variants.items() if known == arch), None)
 
 
+_CVT_STEM = 'stage0.stem.conv1.weight'
+
+
 class _CvT(Family):
     trunk, variants, formats, top = CvTTrunk, CVT_ARCHS, FORMATS, ('norm.', 'head.')
     optional = ('cls_token',)
@@ -116,14 +119,18 @@ class _CvT(Family):
     def embedding(self, stage: int) -> str:
         return f'stage{stage}.patch_embed.proj.weight'
 
+    def stem(self, tensors: Container[str]) -> str:
+        return _CVT_STEM if _CVT_STEM in tensors else self.embedding(0)
+
     def arch_of(self, tensors: StateDict, dims: list[int], depths: list[int]) -> CvTArch:
         ratios = [
             [_length(tensors, f'stage{stage}.blocks.{block}.mlp.fc1.bias', dim) / dim for block in range(depth)]
             for stage, (dim, depth) in enumerate(zip(dims, depths))
         ]
         choices = self.choices_of(tensors, len(dims))
-        if 'learned' in choices['position']:
-            first = choices['position'].index('learned')  # the maps of later stages follow from its own
+        positions = choices['position']
+        if 'learned' in positions:
+            first = positions.index('learned')  # the maps of later stages follow from its own
             table = tensors[f'stage{first}.pos_embed.weight']
             choices['pretrain_size'] = [4 * 2**first * side for side in table.shape[2:]]
         return CvTArch(dims, [1] * len(dims), depths, mlp_ratio=ratios, **choices)  # heads show in no shape
@@ -134,12 +141,13 @@ class _CvT(Family):
     def departures_of(self, tensors: Mapping[str, Tensor]) -> list[str]:
         published, stages = CvTArch((1,), (1,), (1,)), len(self.depths_of(tensors))
         choices = self.choices_of(tensors, stages).items()
-        return [name for name, values in choices if values != [getattr(published, name)] * stages]
+        return [name for name, values in choices if values not in ([getattr(published, name)] * stages, None)]
 
     def choices_of(self, tensors: Mapping[str, Tensor], stages: int) -> dict[str, Any]:
-        """What each stage has, of what :class:`~cvt_dense.models.cvt.arch.Arch` lets one choose for experiments."""
+        """What there is, in each stage, of what :class:`~cvt_dense.models.cvt.arch.Arch` lets one choose."""
         kernels = [tensors.get(self.embedding(stage)) for stage in range(stages)]
-        strides = [2 if stage else 4 for stage in range(stages)]
+        stem = tensors.get(_CVT_STEM)
+        strides = [4 if stage == 0 and stem is None else 2 for stage in range(stages)]
         return dict(
             projection=[
                 'conv' if _has(tensors, f'stage{i}.blocks.', '.conv_proj_') else 'linear' for i in range(stages)
@@ -148,7 +156,15 @@ class _CvT(Family):
                 'patch' if kernel is not None and kernel.ndim == 4 and kernel.shape[-1] == stride else 'conv'
                 for kernel, stride in zip(kernels, strides)
             ],
-            position=['learned' if f'stage{i}.pos_embed.weight' in tensors else 'none' for i in range(stages)],
+            position=[
+                'learned'
+                if f'stage{i}.pos_embed.weight' in tensors
+                else 'conv'
+                if f'stage{i}.pos_embed.conv.weight' in tensors
+                else 'none'
+                for i in range(stages)
+            ],
+            stem_channels=stem.shape[0] if stem is not None and stem.ndim else None,
         )
 
 
@@ -162,7 +178,7 @@ class _CMT(Family):
     def embedding(self, stage: int) -> str:
         return f'patch_embed_{_letter(stage)}.proj.weight'
 
-    def stem(self) -> str:
+    def stem(self, tensors: Container[str]) -> str:
         return 'stem_conv1.weight'
 
     def name_of(self, arch: StagedArch) -> str | None:

@@ -184,7 +184,7 @@ def check_complete(checkpoint: str, tensors: StateDict, family: Family) -> None:
     """
     stages = sorted({stage for key in tensors if (stage := family.stage_of(key)) is not None})
     weights = [tensors.get(family.embedding(stage)) for stage in stages]
-    stem = tensors.get(family.stem())
+    stem = tensors.get(family.stem(tensors))
     if stages != list(range(len(stages))) or any(w is None or w.ndim != 4 for w in (*weights, stem)):
         raise CheckpointError(f'checkpoint {checkpoint} is incomplete: it has parts of stages {stages} only')
     try:

@@ -73,14 +73,14 @@ def timm_config(
             crop_pct=1.0,
             interpolation='bilinear',
             **_normalisation(preprocessor),
-            first_conv=_first_conv(family),
+            first_conv=_first_conv(family, backbone),
             classifier='head',
         ),
     )
 
 
-def _first_conv(family: Family) -> str:
-    (name,) = family.formats['timm'].from_trunk({family.stem(): torch.empty(0)})
+def _first_conv(family: Family, backbone: nn.Module) -> str:
+    (name,) = family.formats['timm'].from_trunk({family.stem(backbone.state_dict()): torch.empty(0)})
     return name.removesuffix('.weight')
 
 

@@ -166,6 +166,6 @@ def test_a_complete_trunk_is_told_from_one_that_is_not(family: Family) -> None:
     check_complete('FILE', tensors, known)
     check_complete('FILE', weights(family.trunk(family.small)), known)
     parts = [name for name in tensors if family.trunk.place_of(name) and 'num_batches' not in name]
-    for name in (parts[0], parts[len(parts) // 2], known.embedding(1), known.stem()):
+    for name in (parts[0], parts[len(parts) // 2], known.embedding(1), known.stem(tensors)):
         with pytest.raises(CheckpointError, match=r'^checkpoint FILE '):
             check_complete('FILE', {key: tensor for key, tensor in tensors.items() if key != name}, known)

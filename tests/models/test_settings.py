@@ -147,6 +147,7 @@ WRONG: dict[tuple[type, str], list[Any]] = {
         (Arch, name): [True, 1, None, {}, 'x', '', ['conv'], [None] * 3, ['x'] * 3, [['conv', 'conv']] * 3, ARRAY]
         for name in ('projection', 'patch_embed', 'position')
     },
+    (Arch, 'stem_channels'): [value for value in NOT_POSITIVE if value is not None],
     (Arch, 'pretrain_size'): [*NOT_RESOLUTION, None],
     (Arch, 'kv_stride'): [True, '2', None, {}, math.nan, 2.0, 0, -2, [2, 2], [2, [2], 2], [2, 2, 0.5], ARRAY],
 }

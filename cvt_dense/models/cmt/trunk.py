@@ -18,10 +18,11 @@ from ..layout import Layout, pack, to_maps
 from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
 from ..recompute import recomputed
 from ..settings import boolean, integer, shown
+from ..stem import Stem
 from ..tokens import Size
 from ..trunk import Place, Trunk
 from .arch import Arch, Resolution, get_arch
-from .layers import Block, Stem
+from .layers import Block
 from .position_bias import BiasGrid, PositionChannels, positions_of
 
 _INTERPOLATIONS = ('bicubic', 'bilinear')
@@ -116,7 +117,7 @@ class StageOfTrunk:
 
 
 class StemOfTrunk:
-    """A :class:`~cvt_dense.models.cmt.layers.Stem`, likewise."""
+    """A :class:`~cvt_dense.models.stem.Stem`, likewise."""
 
     def __init__(self, trunk: 'CMTTrunk') -> None:
         for part in _STEM_PARTS:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..arch import StagedArch, look_up
 from ..per_block import per_block
-from ..settings import image_size, is_sequence, shown
+from ..settings import image_size, integer, is_sequence, shown
 from ..tokens import Size
 
 #: Side of the images that most published checkpoints were trained on last, in pixels.
@@ -21,7 +21,7 @@ MIN_SIZE = 16
 
 #: A name, or one per stage.
 PerStage = str | Sequence[str]
-_PROJECTIONS, _EMBEDS, _POSITIONS = ('conv', 'linear'), ('conv', 'patch'), ('none', 'learned')
+_PROJECTIONS, _EMBEDS, _POSITIONS = ('conv', 'linear'), ('conv', 'patch'), ('none', 'learned', 'conv')
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Arch(StagedArch):
     """Architecture of a CvT trunk, see :class:`~cvt_dense.models.arch.StagedArch`.
 
     By default CvT as published. The other choices are those that the paper compares it with (section 4.4), for whoever
-    repeats its experiments; no weights are published for them.
+    repeats its experiments, and what helps where it is trained from scratch; no weights are published for them.
 
     Attributes:
         projection: What makes queries, keys and values (table 7): ``'conv'``, a convolution and a linear layer, or
@@ -39,7 +39,11 @@ class Arch(StagedArch):
             ``'patch'``, one whose windows do not, as in ViT; what is left of a map at its end is cut off then. For all
             stages, or one per stage.
         position: What tells where a token is (table 4): ``'none'``, nothing but the convolutions, or ``'learned'``,
-            an embedding of each place added to the stage's tokens. For all stages, or one per stage.
+            an embedding of each place added to the stage's tokens, or ``'conv'``, a depth-wise convolution of them
+            added to them (CPVT, arXiv 2102.10882, section 3.3). For all stages, or one per stage.
+        stem_channels: Channels of a stem of three convolutions in front of the first stage, which takes the image to
+            half its resolution; that stage's embedding is one at stride 2 then, as those of the others are. None for
+            no stem.
         pretrain_size: Side of the images that learned positions are made for, in pixels, or their
             ``(height, width)``. At other sizes they are interpolated.
     """
@@ -47,6 +51,7 @@ class Arch(StagedArch):
     projection: PerStage | Sequence[PerStage] = 'conv'
     patch_embed: PerStage = 'conv'
     position: PerStage = 'none'
+    stem_channels: int | None = None
     pretrain_size: int | Size = PRETRAIN_RESOLUTION
 
     def __post_init__(self) -> None:
@@ -57,6 +62,8 @@ class Arch(StagedArch):
             spread = per_block(value, depths, name)
             if any(not isinstance(v, str) or v not in known for stage in spread for v in stage):
                 raise ValueError(f'{name} must be one of {known}, or hold one per stage, got {shown(value)}')
+        if self.stem_channels is not None:
+            object.__setattr__(self, 'stem_channels', integer(self.stem_channels, 'stem_channels'))
         object.__setattr__(self, 'pretrain_size', image_size(self.pretrain_size, self.min_size, 'pretrain_size'))
 
     @property

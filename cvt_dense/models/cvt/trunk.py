@@ -16,12 +16,13 @@ from ..layout import Layout, pack, to_maps, unpack
 from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
 from ..recompute import recomputed
 from ..settings import boolean, image_size, integer, shown
+from ..stem import Stem
 from ..tokens import Size
 from ..trunk import Place, StageOutput, Trunk
 from ..window_layout import key_map_size
 from .arch import Arch, get_arch
 from .layers import Block
-from .position import LearnedPosition
+from .position import ConvPosition, LearnedPosition
 
 _PLACE = re.compile(r'stage(\d+)(?:\.blocks\.(\d+))?(?:\.|$)')
 #: A side in pixels, or height and width, or nothing.
@@ -33,7 +34,8 @@ class Stage(nn.Module):
     """One stage of CvT: convolutional token embedding, then blocks; a cls token where the variant has one.
 
     Attributes:
-        pos_embed: None but in experiments.
+        pos_embed: None in the published variants.
+        stem: Likewise; in front of the first stage's embedding.
         with_cp: Recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -42,9 +44,11 @@ class Stage(nn.Module):
         patch_embed: ConvEmbed,
         blocks: list[Block],
         cls_token_dim: int | None = None,
-        pos_embed: LearnedPosition | None = None,
+        pos_embed: LearnedPosition | ConvPosition | None = None,
+        stem: Stem | None = None,
     ) -> None:
         super().__init__()
+        self.stem = stem
         self.patch_embed = patch_embed
         self.pos_embed = pos_embed
         self.cls_token = None if cls_token_dim is None else nn.Parameter(torch.zeros(1, 1, cls_token_dim))
@@ -65,6 +69,8 @@ class Stage(nn.Module):
         parts: list[torch.Tensor] = []
         counts: list[int] = []
         sizes: list[Size] = []
+        if self.stem is not None:
+            maps = self.stem(maps)
         for x in maps:
             tokens, size = self.patch_embed(x)
             if self.pos_embed is not None:
@@ -85,7 +91,7 @@ class Stage(nn.Module):
 
     def sampling(self) -> list[nn.Module]:
         """The convolutions that make the stage's map smaller than the one before."""
-        return [self.patch_embed.proj]
+        return [*([] if self.stem is None else [self.stem.conv1]), self.patch_embed.proj]
 
     def to_maps(self, tokens: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
         """View the stage's tokens, less cls tokens, as the ``(n_i, C, H_i, W_i)`` maps (channels-last in memory)."""
@@ -132,20 +138,31 @@ def build_stages(
         with_cls_token = index == arch.num_stages - 1
         channels = arch.embed_dims[index - 1] if index else in_channels
         kernel_size, stride, padding = (3, 2, 1) if index else (7, 4, 2)
+        stem = None
+        if index == 0 and arch.stem_channels is not None:
+            stem, channels = Stem(channels, arch.stem_channels), arch.stem_channels
+            kernel_size, stride, padding = 3, 2, 1
         if arch.per_stage('patch_embed')[index] == 'patch':
             kernel_size, padding = stride, 0
         patch_embed = ConvEmbed(channels, dim, kernel_size, stride, padding)
-        grid = convolved_size(grid, patch_embed.proj)
-        size = None if size is None else convolved_size(size, patch_embed.proj)
+        for conv in [patch_embed.proj] if stem is None else [stem.conv1, patch_embed.proj]:
+            grid = convolved_size(grid, conv)
+            size = None if size is None else convolved_size(size, conv)
         blocks = []
         for ratio, stride, drop, window, kind in zip(
             mlp_ratio[index], arch.kv_strides[index], drop_path[index], windows[index], projection[index]
         ):
             keys = None if size is None else _reference_keys(size, stride, with_cls_token, reference_resolution)
             blocks.append(Block(dim, heads, ratio, stride, drop, with_cls_token, window, keys, kind))
-        pos_embed = LearnedPosition(dim, grid) if arch.per_stage('position')[index] == 'learned' else None
-        stages.append(Stage(patch_embed, blocks, dim if with_cls_token else None, pos_embed))
+        pos_embed = _position(arch.per_stage('position')[index], dim, grid)
+        stages.append(Stage(patch_embed, blocks, dim if with_cls_token else None, pos_embed, stem))
     return stages
+
+
+def _position(kind: str, dim: int, grid: Size) -> LearnedPosition | ConvPosition | None:
+    if kind == 'none':
+        return None
+    return LearnedPosition(dim, grid) if kind == 'learned' else ConvPosition(dim)
 
 
 def _both(size: int | Size) -> Size:

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from golden import weight
 from torch import nn
 
-from cvt_dense.models.cmt.layers import Attention, Block, ConvMlp, Stem, SubSampling
+from cvt_dense.models.cmt.layers import Attention, Block, ConvMlp, SubSampling
 from cvt_dense.models.layout import Layout
 from cvt_dense.models.norms import keeps_statistics
+from cvt_dense.models.stem import Stem
 
 
 def drawn(module: nn.Module, training: bool = False) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What the paper compares CvT with, as settings of the architecture."""
+"""What the paper compares CvT with, and what helps from scratch, as settings of the architecture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from cvt_dense import CvT, CvTClassifier, CvTTrunk
 from cvt_dense.apis.export import Exportable, export
 from cvt_dense.checkpoints.families import FAMILIES
 from cvt_dense.models.cvt.arch import ARCHS, get_arch
+from cvt_dense.models.cvt.position import ConvPosition
 from cvt_dense.models.layout import Layout
+from cvt_dense.models.trunk import Place
 
 OPTIONS = [
     dict(projection='linear'),
@@ -25,6 +27,9 @@ OPTIONS = [
     dict(position='learned', pretrain_size=64),
     dict(position=['learned', 'none', 'learned'], pretrain_size=(48, 96)),
     dict(position='learned', pretrain_size=52),  # of maps of 13, 7 and 4 tokens: rounded up on the way
+    dict(stem_channels=6),
+    dict(position='conv'),
+    dict(patch_embed='patch', position=['learned', 'conv', 'none'], stem_channels=6, pretrain_size=52),
     dict(projection='linear', patch_embed='patch', position='learned', pretrain_size=64),
 ]
 each_option = pytest.mark.parametrize('options', OPTIONS, ids=str)
@@ -45,8 +50,11 @@ def close(x: torch.Tensor, y: torch.Tensor) -> bool:
 
 def test_the_published_variants_have_none_of_it() -> None:
     for arch in ARCHS.values():
-        assert (arch.projection, arch.patch_embed, arch.position) == ('conv', 'conv', 'none')
-    plain, written = CvTTrunk(TINY), CvTTrunk(TINY | dict(projection='conv', patch_embed=['conv'] * 3, position='none'))
+        assert (arch.projection, arch.patch_embed, arch.position, arch.stem_channels) == ('conv', 'conv', 'none', None)
+    plain, written = (
+        CvTTrunk(TINY),
+        CvTTrunk(TINY | dict(projection='conv', patch_embed=['conv'] * 3, position='none', stem_channels=None)),
+    )
     assert list(plain.state_dict()) == list(written.state_dict())
 
 
@@ -85,6 +93,36 @@ def test_positions_are_added_to_tokens_and_interpolated_at_other_sizes() -> None
     tokens = tokens[:, : 9 * 11]
     resized = F.interpolate(stage.pos_embed.weight, (9, 11), mode='bicubic')
     assert torch.equal(stage.pos_embed(tokens, (9, 11)), tokens + resized.flatten(2).transpose(1, 2))
+
+
+def test_a_position_by_convolution_is_added_to_tokens() -> None:
+    position = ConvPosition(6)
+    tokens = torch.randn(2, 5 * 7, 6)
+    x = tokens.transpose(1, 2).unflatten(2, (5, 7))
+    assert close(position(tokens, (5, 7)), (x + position.conv(x)).flatten(2).transpose(1, 2))
+
+
+def test_a_stem_halves_images_and_the_first_embedding_does_so_again() -> None:
+    model = build(CvTTrunk, dict(stem_channels=6)).eval()
+    stage = model.stages[0]
+    x = torch.randn(1, 3, 75, 102)
+    with torch.no_grad():
+        maps, _ = model(x)
+        assert [tuple(y.shape[2:]) for y in maps] == [(19, 26), (10, 13), (5, 7)] == model.map_sizes(x)
+        halved = torch.cat(stage.stem([x]))
+        assert halved.shape == (1, 6, 38, 51)
+    assert (stage.patch_embed.proj.kernel_size, stage.patch_embed.proj.stride) == ((3, 3), (2, 2))
+    parts = [name for name, _ in model.named_parameters() if 'stem' in name]
+    assert {model.place_of(name) for name in parts} == {Place(0, None)}
+    assert len(parts) == 12
+
+
+@pytest.mark.parametrize('options', [dict(stem_channels=6), dict(position='conv')], ids=str)
+def test_a_frozen_stage_is_frozen_with_what_is_before_its_blocks(options: dict[str, Any]) -> None:
+    model = build(CvT, options, norm_eval=False, frozen_stages=0).train()
+    assert not any(p.requires_grad for p in model.stage0.parameters())
+    assert not any(module.training for module in model.stage0.modules() if isinstance(module, nn.BatchNorm2d))
+    assert all(p.requires_grad for p in model.stage1.parameters())
 
 
 @each_option
@@ -153,10 +191,11 @@ def test_an_architecture_is_told_from_its_tensors(options: dict[str, Any]) -> No
 
 
 @each_option
-def test_positions_are_not_decayed(options: dict[str, Any]) -> None:
+def test_learned_positions_are_not_decayed(options: dict[str, Any]) -> None:
     model = build(CvTClassifier, options)
     spared = model.no_weight_decay()
-    assert {name for name, _ in model.named_parameters() if 'pos_embed' in name} == {n for n in spared if 'pos_' in n}
+    weights = {name for name, _ in model.named_parameters() if name.endswith('pos_embed.weight')}
+    assert weights == {name for name in spared if 'pos_' in name}
     assert 'stages.2.cls_token' in spared
 
 
@@ -168,8 +207,10 @@ def test_positions_are_not_decayed(options: dict[str, Any]) -> None:
         (dict(projection=['conv', 'linear']), 'projection has 2 values for 3 stages'),
         (dict(patch_embed='overlapping'), r"patch_embed must be one of \('conv', 'patch'\)"),
         (dict(patch_embed=['conv', 'patch', None]), 'patch_embed must be one of'),
-        (dict(position='sincos'), r"position must be one of \('none', 'learned'\)"),
+        (dict(position='sincos'), r"position must be one of \('none', 'learned', 'conv'\)"),
         (dict(position=None), r'position must be one of'),
+        (dict(stem_channels=0), 'stem_channels must be'),
+        (dict(stem_channels=8.5), 'stem_channels must be'),
         (dict(position='learned', pretrain_size=8), 'pretrain_size must be the side of an image, .* at least 16'),
     ],
 )

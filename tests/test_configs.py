@@ -64,8 +64,16 @@ COMPARISON = [
     for task in (f'maskrcnn_{net}small_nuclei', f'upernet_{net}small_camvid')
 ]
 NEW_STYLE = ['new_style/maskrcnn_cvttiny_fpn_shapes']  # of mmengine: types are classes
-ALL_DETECTION = [*DETECTION, *OWN_DATA[:2], DEMO[0], *DEMO[2:], *COMPARISON[::2], *NEW_STYLE]
-ALL_SEGMENTATION = [*SEGMENTATION, OWN_DATA[2], DEMO[1], *COMPARISON[1::2], 'comparison/upernet_cvtsmall_camvid_whole']
+RECIPE = ['comparison/maskrcnn_cvtsmall_nuclei_scratch', 'comparison/upernet_cvtsmall_camvid_scratch']
+ALL_DETECTION = [*DETECTION, *OWN_DATA[:2], DEMO[0], *DEMO[2:], *COMPARISON[::2], RECIPE[0], *NEW_STYLE]
+ALL_SEGMENTATION = [
+    *SEGMENTATION,
+    OWN_DATA[2],
+    DEMO[1],
+    *COMPARISON[1::2],
+    RECIPE[1],
+    'comparison/upernet_cvtsmall_camvid_whole',
+]
 #: Those that differ from one that is trained here in the backbone's variant or in the schedule alone.
 LIKE_OTHERS = {
     name

@@ -88,8 +88,8 @@ def test_outputs_of_the_published_variants_are_the_references(variant: str) -> N
         x = image(height, width, 1)
         with torch.no_grad():
             maps, logits = model.eval()(x)
-        # In double precision: the reference's own rounding is most of the tolerance (6.4e-6 for CMT-B), so that what the
-        # order of a processor's sums adds to it in ours would decide.
+        # In double precision: the reference's own rounding is most of the tolerance, 6.4e-6 for CMT-B, and ours, with
+        # the order of sums of another processor, may add to it.
         assert_agrees(model.double(), x.double(), golden, name)
         with torch.no_grad():
             exact_maps, exact_logits = model(x.double())

@@ -1,0 +1,101 @@
+"""Small backbones side by side, trained from scratch: networks, learning rates and seeds, by tools/train.py each.
+
+The configs are those of configs/comparison. Runs that are done are not repeated, so that more may be asked for later.
+
+Example:
+    CAMVID_ROOT=data/camvid python tests/helpers/compare_from_scratch.py --task camvid --out runs/camvid \
+        --networks cvt cvt-recipe swin resnet --rates 1e-3 2e-3 --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from mmengine.config import Config
+from paths import ROOT
+
+from cvt_dense.visualization.curves import last_metric, read_history
+
+NETWORKS = {'cvt': 'cvtsmall', 'cvt-recipe': 'cvtsmall', 'swin': 'swinsmall', 'resnet': 'resnetsmall'}
+
+
+class Task(NamedTuple):
+    """A task: its configs by network, the options that make it so many iterations or epochs, and its metric."""
+
+    config: str
+    lengths: tuple[str, ...]
+    metric: str
+    percent: float  # what the metric is multiplied by
+
+
+TASKS = {
+    'camvid': Task(
+        'upernet_{}_camvid{}.py',
+        ('train_cfg.max_iters', 'train_cfg.val_interval', 'param_scheduler.1.end'),
+        'mIoU',
+        1,
+    ),
+    'nuclei': Task(
+        'maskrcnn_{}_nuclei{}.py',
+        ('train_cfg.max_epochs', 'train_cfg.val_interval', 'param_scheduler.1.end'),
+        'coco/segm_mAP',
+        100,
+    ),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--task', choices=TASKS, required=True)
+    parser.add_argument('--out', type=Path, required=True, help='folder for the runs')
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS), help='default: all')
+    parser.add_argument('--rates', nargs='+', type=float, help="learning rates (default: the config's)")
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
+    parser.add_argument('--length', type=int, help="iterations or epochs (default: the config's)")
+    parser.add_argument('--cfg-options', nargs='+', default=[], help='more options for all of them')
+    return parser.parse_args()
+
+
+def config_of(task: Task, network: str) -> Path:
+    suffix = '_scratch' if network.endswith('-recipe') else ''
+    return ROOT / 'configs/comparison' / task.config.format(NETWORKS[network], suffix)
+
+
+def train(
+    task: Task, network: str, rate: float, seed: int, length: int | None, options: Sequence[str], out: Path
+) -> float:
+    """Train a network; returns its metric at the end, in percent."""
+    name = '_'.join([network, f'{rate:g}', str(seed), *([] if length is None else [str(length)])])
+    work_dir = out / name
+    if not (work_dir / 'done').exists():
+        lengths = [] if length is None else [f'{option}={length}' for option in task.lengths]
+        settings = [f'optim_wrapper.optimizer.lr={rate}', f'randomness.seed={seed}', *lengths, *options]
+        command = [sys.executable, ROOT / 'tools/train.py', config_of(task, network), '--work-dir', work_dir]
+        subprocess.run([*map(str, command), '--cfg-options', *settings], check=True)
+        (work_dir / 'done').touch()
+    return task.percent * last_metric(read_history(work_dir), task.metric)
+
+
+def main() -> None:
+    args = parse_args()
+    task = TASKS[args.task]
+    rows = []
+    for network in args.networks:
+        for rate in args.rates or [Config.fromfile(config_of(task, network)).optim_wrapper.optimizer.lr]:
+            values = [train(task, network, rate, seed, args.length, args.cfg_options, args.out) for seed in args.seeds]
+            spread = f' ± {stdev(values):.1f}' if len(values) > 1 else ''
+            rows.append(
+                f'| {network} | {rate:g} | {mean(values):.1f}{spread} | {", ".join(f"{v:.1f}" for v in values)} |'
+            )
+            print(rows[-1], flush=True)
+    print('\n'.join(['', f'| network | rate | {task.metric} in % | each seed |', '| --- | --- | --- | --- |', *rows]))
+
+
+if __name__ == '__main__':
+    main()

@@ -77,7 +77,9 @@ def train(
         lengths = [] if length is None else [f'{option}={length}' for option in task.lengths]
         settings = [f'optim_wrapper.optimizer.lr={rate}', f'randomness.seed={seed}', *lengths, *options]
         command = [sys.executable, ROOT / 'tools/train.py', config_of(task, network), '--work-dir', work_dir]
-        subprocess.run([*map(str, command), '--cfg-options', *settings], check=True)
+        code = subprocess.run([*map(str, command), '--cfg-options', *settings]).returncode
+        if code:
+            raise SystemExit(code)  # it has said what is wrong
         (work_dir / 'done').touch()
     return task.percent * last_metric(read_history(work_dir), task.metric)
 

@@ -131,7 +131,7 @@ def is_official_cmt(state_dict: Mapping[str, Any]) -> bool:
 
 def is_timm_cmt(state_dict: Mapping[str, Any]) -> bool:
     """Whether the keys are those of the models that :mod:`cvt_dense.backbones.timm_cmt` registers in timm."""
-    return any(re.match(r'stages\.\d+\.(stem\.|relative_pos$|blocks\.\d+\.mlp\.proj_bn\.)', key) for key in state_dict)
+    return any(re.match(r'stages\.\d+\.(relative_pos$|blocks\.\d+\.mlp\.proj_bn\.)', key) for key in state_dict)
 
 
 #: What a timm model of CMT calls the parts of the classifier.

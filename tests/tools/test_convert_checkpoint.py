@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cvt_dense import CheckpointError, CvT
 from cvt_dense.checkpoints.formats import FORMATS, to_trunk
+from cvt_dense.checkpoints.load import load_pretrained
 from cvt_dense.errors import UserError
 
 SUFFIXES = {'official': '.pth', 'hf': '.safetensors', 'timm': '.bin'}
@@ -197,15 +198,27 @@ def test_an_unknown_variant_is_converted_without_running_it(
     assert 'no known variant, so no image was run' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ('options', 'names', 'parameter'),
+    [
+        (dict(position='learned', pretrain_size=64), 'position', 'pos_embed.weight'),
+        (dict(position='conv', stem_channels=6), 'position, stem_channels', 'stem.conv1.weight'),
+        (dict(stem_channels=6), 'stem_channels', 'stem.norm3.running_mean'),
+    ],
+)
 def test_layers_that_transformers_lacks_are_refused_for_it_and_kept_for_timm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], names: str, parameter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.save(CvT(TINY | dict(position='learned', pretrain_size=64)).state_dict(), tmp_path / 'a.pth')
-    with pytest.raises(UserError, match=r'has other position than transformers knows: leave out --to$'):
+    arch = TINY | options
+    torch.save(CvT(arch, out_norm=False).state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=rf'has other {names} than transformers knows: leave out --to$'):
         convert(monkeypatch, tmp_path / 'a.pth', tmp_path / 'b.safetensors', '--to', 'hf')
     assert not (tmp_path / 'b.safetensors').exists()
     convert(monkeypatch, tmp_path / 'a.pth', tmp_path / 'b.safetensors', '--to', 'timm')
-    assert 'stages.0.pos_embed.weight' in load_file(tmp_path / 'b.safetensors')
+    assert f'stages.0.{parameter}' in load_file(tmp_path / 'b.safetensors')
+    model = CvT(arch, out_norm=False)
+    load_pretrained(model, str(tmp_path / 'b.safetensors'))
+    assert same(model.state_dict(), torch.load(tmp_path / 'a.pth'))
 
 
 def test_what_is_there_is_overwritten_only_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

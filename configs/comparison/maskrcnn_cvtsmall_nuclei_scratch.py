@@ -1,4 +1,4 @@
-# The small CvT as docs/training.md advises it from scratch: with a stem, and positions by convolution.
+# The small CvT with a stem and positions by convolution, as docs/training.md advises it from scratch.
 _base_ = 'maskrcnn_cvtsmall_nuclei.py'
 
 model = dict(backbone=dict(arch=dict(stem_channels=16, position='conv')))

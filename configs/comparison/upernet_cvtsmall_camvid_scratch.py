@@ -1,4 +1,4 @@
-# The small CvT as docs/training.md advises it from scratch: with a stem, positions by convolution, and a higher rate.
+# The small CvT with what docs/training.md advises from scratch: a stem, positions by convolution, and a higher rate.
 _base_ = 'upernet_cvtsmall_camvid.py'
 
 model = dict(backbone=dict(arch=dict(stem_channels=16, position='conv')))

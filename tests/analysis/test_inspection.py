@@ -63,15 +63,15 @@ def row_of(entry: dict[str, Any], place: tuple[int, int]) -> Tensor:
 def test_a_row_times_the_values_is_what_the_model_attends(family: str, kv_stride: Any, window_size: Any) -> None:
     if isinstance(window_size, list):
         window_size = window_size + [4] * (FAMILIES[family].num_stages - len(window_size))
-    trunk = tiny(FAMILIES[family], window_size=window_size, kv_stride=kv_stride)
-    for entry in attention_inside(trunk, torch.randn(1, 3, 83, 122)):
+    trunk = tiny(FAMILIES[family], window_size=window_size, kv_stride=kv_stride).double()
+    for entry in attention_inside(trunk, torch.randn(1, 3, 83, 122).double()):
         module, (height, width) = entry['module'], entry['size']
         values = entry['value'].unflatten(1, (module.num_heads, -1))
         for row in range(height):
             for column in range(width):
                 ours = torch.einsum('hk,khc->hc', row_of(entry, (row, column)), values).flatten()
                 theirs = entry['attended'][int(module.with_cls_token) + row * width + column]
-                torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
 
 
 @each_family

@@ -85,7 +85,7 @@ class LayerDecayOptimWrapperConstructor:
             raise ValueError(f'layer_decay_rate must lie in (0, 1], got {self.decay_rate!r}')
         self.norm_decay_mult = settings.get('norm_decay_mult', 0.0)
         self.bias_decay_mult = settings.get('bias_decay_mult', 0.0)
-        spared = {name: dict(decay_mult=0.0) for name in ('cls_token', 'pos_embed.weight')}
+        spared = {name: dict(decay_mult=0.0) for name in ('cls_token', 'pos_embed')}
         self.custom_keys = spared | dict(settings.get('custom_keys', {}))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:

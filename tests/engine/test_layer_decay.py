@@ -68,6 +68,15 @@ def test_norms_biases_and_the_cls_token_are_not_decayed_and_all_else_is() -> Non
             assert group.weight_decay == (0.0 if exempt else 0.1), name
 
 
+def test_positions_are_not_decayed_whether_a_parameter_as_in_mmpretrain_or_a_module() -> None:
+    model = Detector(arch=TINY | dict(position='learned', pretrain_size=64))
+    model.backbone.pos_embed = nn.Parameter(torch.zeros(1, 4, 8))
+    model.backbone.get_layer_depth = lambda name, prefix='': (0, 2)
+    groups = groups_of(model)
+    for name in ('backbone.pos_embed', 'backbone.stage0.pos_embed.weight'):
+        assert group_with(groups, name).weight_decay == 0.0
+
+
 def test_custom_keys_multiply_and_leave_what_they_do_not_name() -> None:
     keys = {
         'backbone': dict(lr_mult=0.1),

@@ -73,14 +73,17 @@ def train(
     """Train a network; returns its metric at the end, in percent."""
     name = '_'.join([network, f'{rate:g}', str(seed), *([] if length is None else [str(length)])])
     work_dir = out / name
-    if not (work_dir / 'done').exists():
-        lengths = [] if length is None else [f'{option}={length}' for option in task.lengths]
-        settings = [f'optim_wrapper.optimizer.lr={rate}', f'randomness.seed={seed}', *lengths, *options]
+    lengths = [] if length is None else [f'{option}={length}' for option in task.lengths]
+    settings = [f'optim_wrapper.optimizer.lr={rate}', f'randomness.seed={seed}', *lengths, *options]
+    done = work_dir / 'done'
+    if done.exists() and done.read_text() != '\n'.join(settings):
+        raise SystemExit(f'error: {work_dir} is of a run with other options; choose another folder with --out')
+    if not done.exists():
         command = [sys.executable, ROOT / 'tools/train.py', config_of(task, network), '--work-dir', work_dir]
         code = subprocess.run([*map(str, command), '--cfg-options', *settings]).returncode
         if code:
             raise SystemExit(code)  # it has said what is wrong
-        (work_dir / 'done').touch()
+        done.write_text('\n'.join(settings))
     return task.percent * last_metric(read_history(work_dir), task.metric)
 
 

@@ -156,16 +156,15 @@ class _CvT(Family):
                 'patch' if kernel is not None and kernel.ndim == 4 and kernel.shape[-1] == stride else 'conv'
                 for kernel, stride in zip(kernels, strides)
             ],
-            position=[
-                'learned'
-                if f'stage{i}.pos_embed.weight' in tensors
-                else 'conv'
-                if f'stage{i}.pos_embed.conv.weight' in tensors
-                else 'none'
-                for i in range(stages)
-            ],
+            position=[_position(tensors, f'stage{i}.pos_embed') for i in range(stages)],
             stem_channels=stem.shape[0] if stem is not None and stem.ndim else None,
         )
+
+
+def _position(tensors: Mapping[str, Tensor], module: str) -> str:
+    if f'{module}.weight' in tensors:
+        return 'learned'
+    return 'conv' if f'{module}.conv.weight' in tensors else 'none'
 
 
 def _has(tensors: Mapping[str, Tensor], start: str, part: str) -> bool:

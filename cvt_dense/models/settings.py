@@ -62,6 +62,11 @@ def image_size(value: Any, least: int, name: str) -> int | tuple[int, int]:
     return (int(sides[0]), int(sides[1])) if is_sequence(value) else int(value)
 
 
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Both sides of what :func:`image_size` has taken."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def shown(value: Any, longest: int = 80) -> str:
     """A value in a message: in one line, and not too long."""
     text = ' '.join(repr(value).split())

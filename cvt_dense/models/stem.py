@@ -5,6 +5,7 @@
 import torch
 from torch import nn
 
+from .embed import ConvEmbed
 from .norms import normalised_maps
 
 
@@ -34,3 +35,8 @@ class Stem(nn.Module):
         maps = [self.act(self.conv2(x)) for x in normalised_maps(self.norm1, maps)]
         maps = [self.act(self.conv3(x)) for x in normalised_maps(self.norm2, maps)]
         return normalised_maps(self.norm3, maps)
+
+
+def sampling_convolutions(stem: Stem | None, patch_embed: ConvEmbed) -> list[nn.Conv2d]:
+    """The convolutions that make a stage's map smaller than what it is given."""
+    return [*([] if stem is None else [stem.conv1]), patch_embed.proj]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..arch import StagedArch, look_up
 from ..per_block import PerBlock, per_block
-from ..settings import image_size, integer, is_sequence, shown
+from ..settings import height_and_width, image_size, integer, shown
 from ..tokens import Size
 
 #: A side in pixels, or height and width.
@@ -58,7 +58,7 @@ class Arch(StagedArch):
     @property
     def query_grids(self) -> tuple[Size, ...]:
         """Size of each stage's map, in tokens, for images of ``pretrain_size``."""
-        height, width = self.pretrain_size if is_sequence(self.pretrain_size) else (self.pretrain_size,) * 2
+        height, width = height_and_width(self.pretrain_size)
         return tuple(((height + 1) // stride, (width + 1) // stride) for stride in self.strides)
 
     @property

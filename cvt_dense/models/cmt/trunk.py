@@ -18,7 +18,7 @@ from ..layout import Layout, pack, to_maps
 from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
 from ..recompute import recomputed
 from ..settings import boolean, integer, shown
-from ..stem import Stem
+from ..stem import Stem, sampling_convolutions
 from ..tokens import Size
 from ..trunk import Place, Trunk
 from .arch import Arch, Resolution, get_arch
@@ -96,7 +96,7 @@ class Stage(nn.Module):
 
     def sampling(self) -> list[nn.Module]:
         """The convolutions that make the stage's map smaller than the one before."""
-        return [*([] if self.stem is None else [self.stem.conv1]), self.patch_embed.proj]
+        return sampling_convolutions(self.stem, self.patch_embed)
 
 
 class StageOfTrunk:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..arch import StagedArch, look_up
 from ..per_block import per_block
-from ..settings import image_size, integer, is_sequence, shown
+from ..settings import height_and_width, image_size, integer, shown
 from ..tokens import Size
 
 #: Side of the images that most published checkpoints were trained on last, in pixels.
@@ -84,7 +84,7 @@ class Arch(StagedArch):
     @property
     def pretrain_grid(self) -> tuple[int, ...]:
         """The longer side of each stage's map, in tokens, for images of ``pretrain_size``."""
-        side = max(self.pretrain_size) if is_sequence(self.pretrain_size) else self.pretrain_size
+        side = max(height_and_width(self.pretrain_size))
         return tuple(max(1, side // stride) for stride in self.strides)
 
     @property

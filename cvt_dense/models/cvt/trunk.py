@@ -15,8 +15,8 @@ from ..embed import ConvEmbed
 from ..layout import Layout, pack, to_maps, unpack
 from ..per_block import PerBlock, WindowSize, drop_path_rates, per_block, window_sizes
 from ..recompute import recomputed
-from ..settings import boolean, image_size, integer, shown
-from ..stem import Stem
+from ..settings import boolean, height_and_width, image_size, integer, shown
+from ..stem import Stem, sampling_convolutions
 from ..tokens import Size
 from ..trunk import Place, StageOutput, Trunk
 from ..window_layout import key_map_size
@@ -91,7 +91,7 @@ class Stage(nn.Module):
 
     def sampling(self) -> list[nn.Module]:
         """The convolutions that make the stage's map smaller than the one before."""
-        return [*([] if self.stem is None else [self.stem.conv1]), self.patch_embed.proj]
+        return sampling_convolutions(self.stem, self.patch_embed)
 
     def to_maps(self, tokens: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
         """View the stage's tokens, less cls tokens, as the ``(n_i, C, H_i, W_i)`` maps (channels-last in memory)."""
@@ -130,8 +130,10 @@ def build_stages(
         window_size = arch.fast_windows
     windows = window_sizes(window_size, arch.depths, arch.pretrain_grid)
     drop_path = drop_path_rates(drop_path_rate, arch.depths)
-    size = None if reference_resolution is None else _both(image_size(reference_resolution, arch.min_size, _REFERENCE))
-    grid = _both(arch.pretrain_size)
+    size = None
+    if reference_resolution is not None:
+        size = height_and_width(image_size(reference_resolution, arch.min_size, _REFERENCE))
+    grid = height_and_width(arch.pretrain_size)
     stages = []
     for index in range(num_stages):
         dim, heads = arch.embed_dims[index], arch.num_heads[index]
@@ -145,7 +147,7 @@ def build_stages(
         if arch.per_stage('patch_embed')[index] == 'patch':
             kernel_size, padding = stride, 0
         patch_embed = ConvEmbed(channels, dim, kernel_size, stride, padding)
-        for conv in [patch_embed.proj] if stem is None else [stem.conv1, patch_embed.proj]:
+        for conv in sampling_convolutions(stem, patch_embed):
             grid = convolved_size(grid, conv)
             size = None if size is None else convolved_size(size, conv)
         blocks = []
@@ -163,11 +165,6 @@ def _position(kind: str, dim: int, grid: Size) -> LearnedPosition | ConvPosition
     if kind == 'none':
         return None
     return LearnedPosition(dim, grid) if kind == 'learned' else ConvPosition(dim)
-
-
-def _both(size: int | Size) -> Size:
-    """Height and width."""
-    return (size, size) if isinstance(size, int) else size
 
 
 def _reference_keys(size: Size, kv_stride: int, with_cls_token: bool, resolution: Resolution) -> int:

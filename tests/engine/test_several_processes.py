@@ -109,16 +109,18 @@ def test_two_processes_train_and_evaluate_as_one_with_twice_the_batch(tmp_path: 
 
 FSDP = """
 _base_ = '{base}'
-model = dict(backbone=dict(_delete_=True, type='{family.name}', arch={family.tiny}, drop_path_rate=0.1))
+backbone = dict(_delete_=True, type='{family.name}', arch={family.tiny}, drop_path_rate=0.1, out_indices=(0, 1, 2))
+model = dict(backbone=backbone)
 """
 
 
 @pytest.mark.slow
-def test_parameters_are_split_among_processes(data: Path, tmp_path: Path) -> None:
+@each_family
+def test_parameters_are_split_among_processes(family: Family, data: Path, tmp_path: Path) -> None:
     """Without checkpoints: PyTorch gathers FSDP's on GPUs only."""
     config = tmp_path / 'fsdp.py'
     base = ROOT / 'configs/maskrcnn_cvtw24_fpn_coco_fsdp.py'
-    config.write_text(FSDP.format(base=base, family=FAMILIES_OF_BACKBONES['cvt']))
+    config.write_text(FSDP.format(base=base, family=family))
     options = [*SMALL_DETECTION, 'model.backbone.init_cfg=None', 'train_cfg.max_epochs=2', 'val_cfg=None']
     options += ['val_dataloader=None', 'val_evaluator=None', 'default_hooks.checkpoint=None']
     output = train(2, tmp_path / 'run', options, dict(COCO_ROOT=str(data / 'coco_mini')), config)
@@ -155,6 +157,9 @@ SETTINGS: list[dict[str, Any]] = [
     dict(read=(0,), out_indices=(0, 1, 2, 3)),
     dict(read=(3,), out_indices=(0, 1, 2, 3), with_cp=True, norm_eval=False),
     dict(read=(0,), out_indices=(0, 1, 2, 3), frozen_stages=1, out_norm=False),
+    dict(arch=TINY | dict(stem_channels=6, position='conv'), mixed=True, norm_eval=False),
+    dict(arch=TINY | dict(stem_channels=6, position='conv'), frozen_stages=0, with_cp=True),
+    dict(arch=TINY | dict(projection='linear', patch_embed='patch', position='learned', pretrain_size=64), mixed=True),
 ]
 
 

@@ -1,6 +1,7 @@
-# The small CvT with what docs/training.md advises from scratch: a stem, positions by convolution, and a higher rate.
+# The small CvT with what docs/training.md advises from scratch: a stem, positions by convolution, a higher rate, and
+# gradients that are clipped.
 _base_ = 'upernet_cvtsmall_camvid.py'
 
 model = dict(backbone=dict(arch=dict(stem_channels=16, position='conv')))
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=1.0))
 auto_scale_lr = dict(base_batch_size=8)  # the images in a batch that the rate is for

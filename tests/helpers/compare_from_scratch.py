@@ -90,7 +90,7 @@ def train(
     out: Path,
 ) -> float:
     """Train a network; returns its metric at the end, in percent."""
-    parts = [network, f'{rate:g}', seed, length, None if fold is None else f'{fold.number}of{fold.of}']
+    parts = [network, f'{rate:g}', seed, length, None if fold is None else fold.name]
     work_dir = out / '_'.join(str(part) for part in parts if part is not None)
     lengths = [] if length is None else [f'{option}={length}' for option in task.lengths]
     settings = [f'optim_wrapper.optimizer.lr={rate}', f'randomness.seed={seed}', *lengths, *options]

@@ -33,6 +33,11 @@ class Fold(NamedTuple):
             raise ArgumentTypeError(f'{text!r} is no K/N with 1 <= K <= N and N >= 2')
         return fold
 
+    @property
+    def name(self) -> str:
+        """Of files and folders."""
+        return f'{self.number}of{self.of}'
+
     def split(self, names: list[str]) -> dict[str, str]:
         """Tell for each image, named after its video up to the first underscore, what it is for."""
         split = {}
@@ -60,7 +65,7 @@ def link_fold(root: Path, fold: Fold, out: Path) -> Path:
     images = {image.stem: image for image in root.resolve().glob('images/*/*.jpg')}
     if not images:
         raise FileNotFoundError(f'{root} has no images/*/*.jpg')
-    folder = out.resolve() / f'{fold.number}of{fold.of}'
+    folder = out.resolve() / fold.name
     shutil.rmtree(folder, ignore_errors=True)
     for name, part in fold.split(list(images)).items():
         image = images[name]

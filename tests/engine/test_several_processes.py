@@ -159,6 +159,7 @@ SETTINGS: list[dict[str, Any]] = [
     dict(read=(0,), out_indices=(0, 1, 2, 3), frozen_stages=1, out_norm=False),
     dict(arch=TINY | dict(stem_channels=6, position='conv'), mixed=True, norm_eval=False),
     dict(arch=TINY | dict(stem_channels=6, position='conv'), frozen_stages=0, with_cp=True),
+    dict(arch=TINY | dict(pretrain_size=64), window_size='fast', mixed=True, with_cp=True),
     dict(arch=TINY | dict(projection='linear', patch_embed='patch', position='learned', pretrain_size=64), mixed=True),
 ]
 

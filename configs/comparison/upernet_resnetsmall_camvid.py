@@ -1,17 +1,3 @@
-# A small ResNet: three stages of two basic blocks, with the same channels and strides as the small CvT.
-_base_ = '_base_/camvid.py'
+_base_ = ['_base_/camvid.py', '_base_/resnetsmall.py']
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ResNet',
-        depth=18,
-        stem_channels=32,
-        base_channels=32,
-        num_stages=3,
-        strides=(1, 2, 2),
-        dilations=(1, 1, 1),
-        out_indices=(0, 1, 2),
-        norm_eval=False,
-    ),
-)
+model = dict(backbone=dict(_delete_=True, **_base_.backbone))

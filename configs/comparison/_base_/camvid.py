@@ -17,6 +17,8 @@ train_pipeline = [
     dict(type='RandomResize', scale=(480, 360), ratio_range=(0.6, 1.2), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
+    # For `train_dataloader.dataset.pipeline.5.prob=1.0`: what colours tell (docs/results.md).
+    dict(type='RandomApply', transforms=[dict(type='PhotoMetricDistortion')], prob=0.0),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

@@ -16,7 +16,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from paths import ROOT
@@ -312,6 +312,21 @@ def test_norms_biases_the_cls_token_and_the_position_bias_are_not_decayed(name: 
     for parameter_name, p in model.named_parameters():
         exempt = id(p) in norms or parameter_name.endswith(('bias', 'cls_token')) or 'relative_pos' in parameter_name
         assert decay[id(p)] == (0.0 if exempt else cfg.optim_wrapper.optimizer.weight_decay), parameter_name
+
+
+@pytest.mark.parametrize('name', [*COMPARISON[1::2], RECIPE[1]])
+def test_colours_of_the_comparison_are_distorted_by_an_option(name: str) -> None:
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    np.random.seed(0)  # what the transforms draw from
+    changed = []
+    for options in ({}, {'train_dataloader.dataset.pipeline.5.prob': 1.0}):
+        cfg.merge_from_dict(options)
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            transform = TRANSFORMS.build(cfg.train_dataloader.dataset.pipeline[5])
+        results = [transform(dict(img=image.copy()))['img'] for _ in range(10)]  # each change is there half of the time
+        changed.append(any((result != image).any() for result in results))
+    assert changed == [False, True]
 
 
 @pytest.mark.parametrize('name', [*ALL_DETECTION, *ALL_SEGMENTATION])

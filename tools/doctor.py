@@ -314,9 +314,9 @@ def check_objects(cfg: Config, loaded: dict[str, list[Any]]) -> Iterator[Result]
 
 def check_silent_faults(cfg: Config) -> Iterator[Result]:
     """Whether something is wrong with the model or its pictures although it would train."""
-    from cvt_dense.engine.faults import silent_faults, statistics_faults
+    from cvt_dense.engine.faults import random_start_faults, silent_faults
 
-    faults = [*silent_faults(cfg), *([] if cfg.get('load_from') else statistics_faults(cfg))]
+    faults = [*silent_faults(cfg), *([] if cfg.get('load_from') else random_start_faults(cfg))]
     yield from (Result(NOTE, fault) for fault in faults)
     if not faults:
         yield Result(OK, 'no wrong strides, no pictures unlike the weights, no map that nothing reads, as far as seen')

@@ -82,7 +82,11 @@ class MultiScale:
     Attributes:
         out_channels (tuple[int, ...]): Channels of the returned maps.
         out_strides (tuple[int, ...]): Their strides relative to the image.
+        tells_of_random_start (bool): Whether the first step of training looks for what stays random for ever, see
+            :mod:`cvt_dense.backbones.random_start`. False after it, or where a run has said so before.
     """
+
+    tells_of_random_start = True
 
     def add_outputs(
         self,
@@ -171,6 +175,9 @@ class MultiScale:
             ValueError: If the input has another shape, is too small, or does not hold floats; or if the sizes are not
                 those of images in it.
         """
+        if self.training and self.tells_of_random_start and not torch.compiler.is_compiling():
+            self.tells_of_random_start = False
+            random_start.tell_of_kept_parts(self)
         if image_sizes is None and self.takes_announced_sizes:
             image_sizes = padding.announced_sizes(x)
         images, computed = self.compute(x, image_sizes)
@@ -182,6 +189,10 @@ class MultiScale:
             lay_out([outputs[place] for outputs in outputs_of_parts], images.places, size)
             for place, size in enumerate(self.output_sizes(x))
         )
+
+    def kept_from_random_start(self) -> list[random_start.Kept]:
+        """What stays as it was made with these settings, which is wrong unless weights are loaded."""
+        return random_start.kept_parts(self)
 
     def output_sizes(self, x: torch.Tensor) -> list[Size]:
         """``(H_i, W_i)`` of each map that is returned of ``(N, C, H, W)`` images."""
@@ -255,4 +266,4 @@ def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int
 # At the end: who imports mmengine imports the registered backbones (cvt_dense/__init__.py), which need what is above.
 from mmengine.logging import print_log  # noqa: E402
 
-from . import padding  # noqa: E402
+from . import padding, random_start  # noqa: E402

@@ -1,4 +1,4 @@
-"""What is wrong with a config although it runs: strides, pictures, maps, statistics, schedules; and what cures it."""
+"""What is wrong with a config although it runs: strides, pictures, maps, random starts, schedules; with cures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mmengine.config import Config
 from .channels import known_backbones
 from .map_use import lines_of_maps
 from .pictures import lines_of_pictures
+from .random_start import lines_of_random_start
 from .schedule import lines_of_schedule
-from .statistics import lines_of_statistics
 
 
 def silent_faults(cfg: Config) -> list[str]:
@@ -34,8 +34,8 @@ def silent_faults(cfg: Config) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def statistics_faults(cfg: Config) -> list[str]:
-    """Look for BatchNorms without statistics, see :func:`cvt_dense.engine.statistics.lines_of_statistics`.
+def random_start_faults(cfg: Config) -> list[str]:
+    """Look for what stays random, see :func:`cvt_dense.engine.random_start.lines_of_random_start`.
 
     Args:
         cfg: Config of a run that loads no checkpoint but what ``init_cfg`` says; left as it is.
@@ -46,7 +46,7 @@ def statistics_faults(cfg: Config) -> list[str]:
     lines: list[str] = []
     for path, _, _ in known_backbones(cfg):
         with suppress(Exception):  # of anyone's settings
-            lines += lines_of_statistics(cfg, path)
+            lines += lines_of_random_start(cfg, path)
     return lines
 
 

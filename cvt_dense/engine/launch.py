@@ -31,11 +31,12 @@ from .config import add_hook, check_complete, leave_out_hooks
 from .console import in_the_file_only, quiet
 from .devices import hide_gpu_without_operators, prepare_launcher, use_batchnorm_without_gpu
 from .failures import cannot_be_built, in_one_line, lost_process
-from .faults import schedule_faults, silent_faults, statistics_faults
+from .faults import random_start_faults, schedule_faults, silent_faults
 from .interruption import InterruptionHook
 from .log_to import continue_logs, leave_out_logs
 from .overview import overview
 from .processes import is_first, leave
+from .random_start import keep_from_telling
 from .resume import make_resumable
 from .run_checkpoints import Start, check_checkpoint, find_start, start_from
 from .work_dir import claimed, make_output_folders, way_on
@@ -148,12 +149,13 @@ def train(cfg: Config, resume: str | None = None) -> None:
         print(f'note: runs of {type_name(cfg.train_cfg)} do not resume exactly', file=sys.stderr)
     with claimed(cfg.work_dir, cfg.launcher):
         start = find_start(cfg, resume)
-        if start.path is None and is_first(cfg.launcher):
-            faults += statistics_faults(cfg)
+        told = random_start_faults(cfg) if start.path is None and is_first(cfg.launcher) else []
         continue_logs(cfg, start)
         make_output_folders(cfg, splits)
         runner = build_runner(cfg, asked)
-        for fault in faults:
+        if told:
+            keep_from_telling(runner.model)
+        for fault in [*faults, *told]:
             print_log(fault, logger='current', level=logging.WARNING)
         with in_the_file_only(runner.logger):
             build_data(runner, splits)

@@ -20,7 +20,7 @@ from toolkit_configs import FAMILIES, adapted, folder
 from cvt_dense.datasets.shapes_files import make_dataset
 from cvt_dense.engine import faults, fill_in_channels, launch, map_use, silent_faults
 from cvt_dense.engine.config import load_config
-from cvt_dense.engine.faults import statistics_faults
+from cvt_dense.engine.faults import random_start_faults
 from cvt_dense.engine.map_use import lines_of_maps, use_of_maps
 from cvt_dense.engine.pictures import lines_of_pictures
 from cvt_dense.registry import type_name
@@ -56,7 +56,7 @@ def test_our_own_configs_get_no_word(path: Path) -> None:
         use = use_of_maps(cfg, 'model')
         assert (use.wrong, use.unread, use.is_short) == ([], [], False)
         assert lines_of_pictures(cfg, 'model') == []
-        assert statistics_faults(cfg) == []
+        assert random_start_faults(cfg) == []
     else:
         assert path.parent.name == 'comparison'
         assert silent_faults(cfg) == []
@@ -302,26 +302,6 @@ def test_what_cannot_be_looked_at_is_left_to_the_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(faults, 'lines_of_maps', lambda cfg, path: 1 / 0)
     assert silent_faults(cfg) == []
     assert load_config(MASK_RCNN).to_dict() == before
-
-
-@pytest.mark.parametrize('kind', ['CvT', 'CMT'])
-def test_batchnorms_that_keep_no_statistics(kind: str) -> None:
-    cfg = load_config(MASK_RCNN)
-    cfg.model.backbone = dict(type=kind, arch='cvt-13' if kind == 'CvT' else 'cmt-ti')
-    (line,) = statistics_faults(cfg)
-    assert line.startswith('model.backbone starts from random weights, and its BatchNorms keep mean 0 and variance 1')
-    (result,) = check_silent_faults(cfg)
-    assert (result.status, result.text) == (NOTE, line)
-    learning = copy.deepcopy(cfg)
-    learning.model.backbone.norm_eval = False
-    assert statistics_faults(learning) == []
-    assert with_options(cfg, line.replace(', or weights to start from', '')).model.backbone == learning.model.backbone
-    for place in (cfg.model.backbone, cfg.model):
-        place.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
-        assert statistics_faults(cfg) == []
-        place.init_cfg = None
-    cfg.load_from = 'a.pth'
-    assert all(result.status == OK for result in check_silent_faults(cfg) if 'statistics' in result.text)
 
 
 def test_the_doctor_says_it() -> None:

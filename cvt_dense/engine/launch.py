@@ -36,7 +36,7 @@ from .interruption import InterruptionHook
 from .log_to import continue_logs, leave_out_logs
 from .overview import overview
 from .processes import is_first, leave
-from .random_start import keep_from_telling
+from .random_start import AlreadyTold
 from .resume import make_resumable
 from .run_checkpoints import Start, check_checkpoint, find_start, start_from
 from .work_dir import claimed, make_output_folders, way_on
@@ -154,7 +154,7 @@ def train(cfg: Config, resume: str | None = None) -> None:
         make_output_folders(cfg, splits)
         runner = build_runner(cfg, asked)
         if told:
-            keep_from_telling(runner.model)
+            runner.register_hook(AlreadyTold())
         for fault in [*faults, *told]:
             print_log(fault, logger='current', level=logging.WARNING)
         with in_the_file_only(runner.logger):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
-from torch import nn
+from mmengine.runner import Runner
 
 from ..registry import as_options, pretrained_sources, setting_at
 
@@ -29,8 +30,11 @@ def lines_of_random_start(cfg: Config, path: str) -> list[str]:
     return [f'{path}.backbone starts from random weights, and {what}: --cfg-options {cure}, or weights to start from']
 
 
-def keep_from_telling(model: nn.Module) -> None:
-    """Let the backbones in a model not say at their first step what the lines above have said."""
-    for module in model.modules():
-        if hasattr(module, 'tells_of_random_start'):
-            module.tells_of_random_start = False
+class AlreadyTold(Hook):
+    """Lets the backbones in a model not say at their first step what the lines above have said."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Now all runners have built their model: FlexibleRunner does it late."""
+        for module in runner.model.modules():
+            if hasattr(module, 'tells_of_random_start'):
+                module.tells_of_random_start = False

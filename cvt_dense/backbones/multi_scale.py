@@ -190,8 +190,8 @@ class MultiScale:
             for place, size in enumerate(self.output_sizes(x))
         )
 
-    def kept_from_random_start(self) -> list[random_start.Kept]:
-        """What stays as it was made with these settings, which is wrong unless weights are loaded."""
+    def kept_from_random_start(self) -> random_start.Kept | None:
+        """What stays as it was made with these settings, which is wrong unless weights are loaded; None if nothing."""
         return random_start.kept_parts(self)
 
     def output_sizes(self, x: torch.Tensor) -> list[Size]:

@@ -14,10 +14,10 @@ from ..models.norms import keeps_statistics
 
 
 class Kept(NamedTuple):
-    """Something that stays as it was made.
+    """What stays as it was made.
 
     Attributes:
-        what: It and why, in words.
+        what: All of it and why, in words.
         cure: Settings of the backbone that let it learn.
     """
 
@@ -25,21 +25,22 @@ class Kept(NamedTuple):
     cure: dict[str, Any]
 
 
-def kept_parts(backbone: nn.Module) -> list[Kept]:
-    """What a backbone's settings keep as it was made, which is wrong unless weights are loaded.
+def kept_parts(backbone: nn.Module) -> Kept | None:
+    """What a backbone's settings keep as it was made, which is wrong unless weights are loaded; None if nothing.
 
     Args:
         backbone: With its ``norm_eval`` and ``frozen_stages``; on any device, the meta device too.
     """
-    kept = []
+    whats, cure = [], {}
     if backbone.norm_eval and any(keeps_statistics(module) for module in backbone.modules()):
-        what = 'its BatchNorms keep mean 0 and variance 1 for ever (norm_eval=True), which normalises nothing'
-        kept.append(Kept(what, {'norm_eval': False}))
+        whats.append('its BatchNorms keep mean 0 and variance 1 for ever (norm_eval=True), which normalises nothing')
+        cure['norm_eval'] = False
     if backbone.frozen_stages >= 0:
         count = backbone.frozen_stages + 1
         stages = 'its first stage keeps its' if count == 1 else f'its first {count} stages keep their'
-        kept.append(Kept(f'{stages} random weights (frozen_stages={count - 1})', {'frozen_stages': -1}))
-    return kept
+        whats.append(f'{stages} random weights (frozen_stages={count - 1})')
+        cure['frozen_stages'] = -1
+    return Kept(', and '.join(whats), cure) if whats else None
 
 
 def tell_of_kept_parts(backbone: nn.Module) -> None:
@@ -50,14 +51,12 @@ def tell_of_kept_parts(backbone: nn.Module) -> None:
     Args:
         backbone: In training mode.
     """
+    kept = kept_parts(backbone)
     kept_norms = [module for module in backbone.modules() if keeps_statistics(module) and not module.training]
-    if kept_norms and all(_is_fresh(norm) for norm in kept_norms):
-        kept = kept_parts(backbone)
-        cure = ', '.join(f'{key}={value}' for part in kept for key, value in part.cure.items())
-        what = ' and '.join(part.what for part in kept)
-        _say(
-            f'{backbone.family} trains from random weights, and {what}: backbone=dict({cure}), or weights to start from'
-        )
+    if kept is not None and kept_norms and all(_is_fresh(norm) for norm in kept_norms):
+        cure = ', '.join(f'{key}={value}' for key, value in kept.cure.items())
+        line = f'{backbone.family} trains from random weights, and {kept.what}'
+        _say(f'{line}: backbone=dict({cure}), or weights to start from')
 
 
 def _is_fresh(norm: nn.Module) -> bool:

@@ -23,11 +23,11 @@ def lines_of_random_start(cfg: Config, path: str) -> list[str]:
         return []
     with torch.device('meta'):
         kept = MODELS.build(settings.copy()).kept_from_random_start()
-    if not kept:
+    if kept is None:
         return []
-    cure = as_options({f'{path}.backbone.{key}': value for part in kept for key, value in part.cure.items()})
-    what = ', and '.join(part.what for part in kept)
-    return [f'{path}.backbone starts from random weights, and {what}: --cfg-options {cure}, or weights to start from']
+    cure = as_options({f'{path}.backbone.{key}': value for key, value in kept.cure.items()})
+    line = f'{path}.backbone starts from random weights, and {kept.what}'
+    return [f'{line}: --cfg-options {cure}, or weights to start from']
 
 
 class AlreadyTold(Hook):

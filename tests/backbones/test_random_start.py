@@ -63,7 +63,7 @@ def test_it_is_said_at_the_first_step_of_training_alone(family: Family, said: Sa
 def test_frozen_stages_are_named(family: Family, said: Said) -> None:
     step(family.build(frozen_stages=0).train())
     (line,) = said()
-    assert 'its first stage keeps its random weights (frozen_stages=0)' in line
+    assert 'which normalises nothing, and its first stage keeps its random weights (frozen_stages=0)' in line
     assert 'backbone=dict(norm_eval=False, frozen_stages=-1)' in line
     step(family.build(frozen_stages=1, norm_eval=False).train())
     (line,) = said()
@@ -82,7 +82,7 @@ def test_what_has_weights_or_learns_gets_no_word(family: Family, said: Said) -> 
         model.load_state_dict(learning.state_dict())
         step(model.train())
     assert said() == []
-    assert family.build(norm_eval=False).kept_from_random_start() == []
+    assert family.build(norm_eval=False).kept_from_random_start() is None
 
 
 def test_a_cvt_without_batchnorm_gets_no_word(said: Said) -> None:
@@ -91,7 +91,17 @@ def test_a_cvt_without_batchnorm_gets_no_word(said: Said) -> None:
     assert not any(keeps_statistics(module) for module in model.modules())
     step(model)
     assert said() == []
-    assert model.kept_from_random_start() == []
+    assert model.kept_from_random_start() is None
+
+
+@each_family
+def test_norms_that_others_put_into_eval_mode_are_their_matter(family: Family, said: Said) -> None:
+    model = family.build(norm_eval=False).train()
+    for module in model.modules():
+        if keeps_statistics(module):
+            module.eval()
+    step(model)
+    assert said() == []
 
 
 def test_copies_say_it_once(said: Said) -> None:
@@ -106,7 +116,7 @@ def test_nothing_is_looked_at_where_there_are_no_values(family: Family, said: Sa
     with torch.device('meta'):
         model = family.build().train()
         model(torch.randn(2, 3, 32, 32))
-    assert [type(part) for part in model.kept_from_random_start()] == [Kept]
+    assert isinstance(model.kept_from_random_start(), Kept)
     assert said() == []
 
 
